@@ -1,0 +1,267 @@
+//! `POST /chat`: a message in, a whole answer out.
+
+use axum::{extract::State, response::IntoResponse};
+use serde::{
+    Serialize,
+    de::{IgnoredAny, MapAccess},
+};
+use serde_json::json;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::{
+        docs::ChatErrors,
+        error::ApiError,
+        extract::{FromFields, Json},
+        observe::Spent,
+        validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
+    },
+    chat::{ChatRequest, OpenAiService},
+    config::{MAX_TOKENS_LIMIT, is_model_name},
+    message::{Message, Role},
+    state::AppState,
+    timestamp::Timestamp,
+};
+
+/// Most messages a history may have.
+pub(crate) const MAX_HISTORY: usize = 10_000;
+
+pub(crate) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(chat))
+}
+
+/// Ask a question and wait for the whole answer
+///
+/// The model gets the system prompt, then the history, then the message. What is left out, or `null`, has the
+/// default that the service is configured with.
+#[utoipa::path(
+    post, path = "/chat", tag = "chat", operation_id = "chat",
+    request_body(content = ChatBody, description = "The question and what bears on its answer"),
+    responses((status = 200, description = "The answer", body = ChatAnswerBody), ChatErrors),
+)]
+async fn chat(
+    State(service): State<OpenAiService>,
+    Json(request): Json<ChatRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    let model = service.model_for(&request).to_owned();
+    let answer = service.chat_with_history(request).await.map_err(|error| ApiError::Chat { error, model })?;
+    let usage = answer.usage.map(UsageBody::from);
+    let spent = Spent { model: answer.model.clone(), usage: answer.usage };
+    let body = ChatAnswerBody { response: answer.text, usage, model: answer.model, timestamp: Timestamp::now() };
+    Ok((spent, Json(body)))
+}
+
+/// The fields of a chat request as they came.
+#[derive(Default)]
+pub(crate) struct ChatFields<'a> {
+    message: Option<Scalar<'a>>,
+    conversation_history: List<MessageFields<'a>, MAX_HISTORY>,
+    system_prompt: Option<Scalar<'a>>,
+    model: Option<Scalar<'a>>,
+    temperature: Option<Scalar<'a>>,
+    max_tokens: Option<Scalar<'a>>,
+}
+
+impl<'de> Fields<'de> for ChatFields<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "message" => self.message = Some(map.next_value()?),
+            "conversation_history" => self.conversation_history = map.next_value()?,
+            "system_prompt" => self.system_prompt = Some(map.next_value()?),
+            "model" => self.model = Some(map.next_value()?),
+            "temperature" => self.temperature = Some(map.next_value()?),
+            "max_tokens" => self.max_tokens = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+/// The fields of a message as they came.
+#[derive(Default)]
+pub(crate) struct MessageFields<'a> {
+    role: Option<Scalar<'a>>,
+    content: Option<Scalar<'a>>,
+}
+
+impl<'de> Fields<'de> for MessageFields<'de> {
+    fn take<A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<(), A::Error> {
+        match name {
+            "role" => self.role = Some(map.next_value()?),
+            "content" => self.content = Some(map.next_value()?),
+            _ => drop(map.next_value::<IgnoredAny>()?),
+        }
+        Ok(())
+    }
+}
+
+impl FromFields for ChatRequest {
+    type Fields<'de> = ChatFields<'de>;
+
+    fn from_fields(fields: ChatFields<'_>, is_empty: bool) -> Result<Self, Vec<Issue>> {
+        let mut judge = Judge::new();
+        let request = Self {
+            message: judge.required_text("message", fields.message, is_empty),
+            history: history(&mut judge, fields.conversation_history),
+            system_prompt: judge.optional_text("system_prompt", fields.system_prompt),
+            model: model(&mut judge, fields.model),
+            temperature: judge.optional_number("temperature", fields.temperature, 0.0..=2.0),
+            max_tokens: judge.optional_integer("max_tokens", fields.max_tokens, 1..=MAX_TOKENS_LIMIT),
+        };
+        judge.finish(request)
+    }
+}
+
+fn history(judge: &mut Judge, list: List<MessageFields<'_>, MAX_HISTORY>) -> Vec<Message> {
+    const NAME: &str = "conversation_history";
+    match list {
+        List::Null => Vec::new(),
+        List::Other => {
+            judge.report(Issue::new("list_type", judge.loc(NAME), "Input should be a valid list"));
+            Vec::new()
+        }
+        List::Items { count, .. } if count > MAX_HISTORY => {
+            let msg = format!("List should have at most {MAX_HISTORY} items after validation, not {count}");
+            let ctx = json!({"field_type": "List", "max_length": MAX_HISTORY, "actual_length": count});
+            judge.report(Issue::new("too_long", judge.loc(NAME), msg).ctx(ctx));
+            Vec::new()
+        }
+        List::Items { items, .. } => judge.at(Loc::Name(NAME), |judge| {
+            let mut messages = Vec::with_capacity(items.len() + 2);
+            for (index, item) in items.into_iter().enumerate() {
+                if judge.is_full() {
+                    break;
+                }
+                messages.extend(judge.at(Loc::Index(index), |judge| message(judge, item)));
+            }
+            messages
+        }),
+    }
+}
+
+fn message(judge: &mut Judge, item: Object<MessageFields<'_>>) -> Option<Message> {
+    let Object::Fields { fields, is_empty } = item else {
+        judge.report(Issue::not_an_object(judge.here()));
+        return None;
+    };
+    let role = role(judge, fields.role, is_empty);
+    let content = judge.required_text("content", fields.content, is_empty);
+    Some(Message { role: role?, content })
+}
+
+fn role(judge: &mut Judge, field: Option<Scalar<'_>>, parent_is_empty: bool) -> Option<Role> {
+    let is_text = matches!(field, Some(Scalar::Text(_)));
+    let name = judge.required_text("role", field, parent_is_empty);
+    let role = Role::parse(&name);
+    if is_text && role.is_none() {
+        let expected = "'system', 'developer', 'user' or 'assistant'";
+        let issue = Issue::new("literal_error", judge.loc("role"), format!("Input should be {expected}"));
+        judge.report(issue.ctx(json!({"expected": expected})));
+    }
+    role
+}
+
+fn model(judge: &mut Judge, field: Option<Scalar<'_>>) -> Option<String> {
+    let is_text = matches!(field, Some(Scalar::Text(_)));
+    let name = judge.optional_text("model", field)?;
+    if is_text && !is_model_name(&name) {
+        let pattern = "^[A-Za-z0-9._:/-]{1,128}$";
+        let msg = format!("String should match pattern '{pattern}'");
+        judge.report(Issue::new("string_pattern_mismatch", judge.loc("model"), msg).ctx(json!({"pattern": pattern})));
+    }
+    Some(name)
+}
+
+/// A question and what bears on its answer.
+#[derive(ToSchema)]
+#[schema(as = ChatRequest, example = json!({
+    "message": "안녕하세요!",
+    "conversation_history": [
+        {"role": "user", "content": "제 이름은 민지예요."},
+        {"role": "assistant", "content": "반가워요, 민지님!"},
+    ],
+    "system_prompt": "친절하고 간결하게 답하세요.",
+    "model": "gpt-3.5-turbo",
+    "temperature": 0.7,
+    "max_tokens": 2000,
+}))]
+#[expect(dead_code, reason = "describes ChatFields to the OpenAPI document")]
+pub(crate) struct ChatBody {
+    /// The new message of the user.
+    message: String,
+    /// What was said before, oldest first.
+    #[schema(default = json!([]), max_items = 10000)]
+    conversation_history: Option<Vec<MessageBody>>,
+    /// Instructions to the model, sent before everything else.
+    system_prompt: Option<String>,
+    /// One of `GET /models`. Default: `DEFAULT_MODEL`.
+    #[schema(pattern = "^[A-Za-z0-9._:/-]{1,128}$")]
+    model: Option<String>,
+    /// How freely the model chooses its words. Default: `DEFAULT_TEMPERATURE`.
+    #[schema(minimum = 0, maximum = 2)]
+    temperature: Option<f64>,
+    /// The most tokens the answer may have. Default: `DEFAULT_MAX_TOKENS`.
+    #[schema(minimum = 1, maximum = 2147483647)]
+    max_tokens: Option<u32>,
+}
+
+/// One message of a conversation.
+#[derive(ToSchema)]
+#[schema(as = ChatMessage)]
+#[expect(dead_code, reason = "describes MessageFields to the OpenAPI document")]
+pub(crate) struct MessageBody {
+    #[schema(inline)]
+    role: RoleDocument,
+    content: String,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes Role to the OpenAPI document")]
+enum RoleDocument {
+    System,
+    Developer,
+    User,
+    Assistant,
+}
+
+/// An answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ChatResponse, example = json!({
+    "response": "안녕하세요! 무엇을 도와드릴까요?",
+    "usage": {"prompt_tokens": 10, "completion_tokens": 15, "total_tokens": 25},
+    "model": "gpt-3.5-turbo",
+    "timestamp": "2026-11-22T23:17:31.899397",
+}))]
+struct ChatAnswerBody {
+    /// The model's text.
+    response: String,
+    /// What it cost; `null` when the upstream did not say.
+    #[schema(required)]
+    usage: Option<UsageBody>,
+    /// The model that was asked for.
+    model: String,
+    /// ISO 8601 in the server's local time, without offset.
+    #[schema(value_type = String)]
+    timestamp: Timestamp,
+}
+
+/// Tokens as the upstream counted them.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Usage)]
+struct UsageBody {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+impl From<crate::message::Usage> for UsageBody {
+    fn from(usage: crate::message::Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.total_tokens,
+        }
+    }
+}

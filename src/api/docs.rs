@@ -1,0 +1,138 @@
+//! `/docs`, `/redoc` and `/openapi.json`, all from the binary: the pages load nothing from outside.
+
+use std::sync::{Arc, LazyLock};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Path,
+    http::{HeaderValue, header},
+    response::{Html, IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use utoipa::{IntoResponses, OpenApi};
+use utoipa_swagger_ui::Config;
+
+use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
+
+/// What the OpenAPI document says besides the routes.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "ChatGPT Clone AI Service",
+        description = "Chat with OpenAI's models over HTTP. Every error carries `detail` for people, `code` for \
+                       programs and `request_id` for the log.",
+        license(name = "MIT", identifier = "MIT"),
+    ),
+    servers((url = "/", description = "This service")),
+    tags(
+        (name = "chat", description = "Questions and answers"),
+        (name = "service", description = "The service itself"),
+    ),
+)]
+pub(crate) struct Document;
+
+/// What any route can answer.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum PlainErrors {
+    /// A bug of the service: `internal`
+    #[response(status = 500)]
+    Internal(ErrorDocument),
+}
+
+/// What a chat can answer instead of an answer.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum ChatErrors {
+    /// The request cannot be answered as it is: `context_length_exceeded`, `upstream_invalid_request`,
+    /// `unreadable_body`, `body_interrupted`
+    #[response(status = 400)]
+    BadRequest(ErrorDocument),
+    /// No such model: `model_not_found`
+    #[response(status = 404)]
+    NotFound(ErrorDocument),
+    /// The body did not arrive in time: `body_timeout`
+    #[response(status = 408)]
+    Timeout(ErrorDocument),
+    /// The body is too large: `body_too_large`
+    #[response(status = 413)]
+    TooLarge(ErrorDocument),
+    /// The body is compressed or not UTF-8: `unsupported_media_type`
+    #[response(status = 415)]
+    MediaType(ErrorDocument),
+    /// The body does not have the expected form: `invalid_request`
+    #[response(status = 422)]
+    Invalid(ValidationErrorDocument),
+    /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`
+    #[response(status = 429)]
+    RateLimited(ErrorDocument),
+    /// A bug of the service: `internal`
+    #[response(status = 500)]
+    Internal(ErrorDocument),
+    /// The upstream failed: `upstream_auth`, `upstream_empty`, `upstream_error`, `upstream_protocol`,
+    /// `upstream_reset`, `upstream_too_large`, `upstream_unreachable`
+    #[response(status = 502)]
+    BadGateway(ErrorDocument),
+    /// The upstream cannot serve now: `upstream_overloaded` (see `Retry-After`), `upstream_quota`
+    #[response(status = 503)]
+    Unavailable(ErrorDocument),
+    /// The upstream took too long: `upstream_timeout`
+    #[response(status = 504)]
+    GatewayTimeout(ErrorDocument),
+}
+
+/// The pages, around a finished document.
+pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openapi::OpenApi) -> Router<S> {
+    let document = Bytes::from(document.to_json().unwrap_or_default());
+    let json = move || {
+        let document = document.clone();
+        async move { ([(header::CONTENT_TYPE, "application/json")], Body::from(document)) }
+    };
+    let swagger = Arc::new(
+        // "none" turns the badge off that would show the document to an outside validator.
+        Config::from("/openapi.json").validator_url("none").try_it_out_enabled(true).display_request_duration(true),
+    );
+    let asset = move |Path(file): Path<String>| {
+        let swagger = Arc::clone(&swagger);
+        async move { swagger_asset(&file, swagger) }
+    };
+    Router::new()
+        .route("/openapi.json", get(json))
+        .route("/docs", get(async || Html(SWAGGER_PAGE)))
+        .route("/docs/assets/{file}", get(asset))
+        .route("/redoc", get(async || Html(REDOC_PAGE)))
+        .route("/redoc/redoc.standalone.js", get(async || script(Bytes::from_static(REDOC_SCRIPT.as_bytes()))))
+}
+
+const SWAGGER_PAGE: &str = include_str!("docs/swagger.html");
+const REDOC_PAGE: &str = include_str!("docs/redoc.html");
+
+fn swagger_asset(file: &str, config: Arc<Config<'static>>) -> Result<Response, ApiError> {
+    let Ok(Some(file)) = utoipa_swagger_ui::serve(file, config) else {
+        return Err(ApiError::NotFound);
+    };
+    let content_type = HeaderValue::try_from(file.content_type).map_err(|_| ApiError::Internal)?;
+    let headers = [(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, CACHED)];
+    Ok((headers, Body::from(file.bytes.into_owned())).into_response())
+}
+
+/// For a day: the files change only with the binary.
+const CACHED: HeaderValue = HeaderValue::from_static("public, max-age=86400");
+
+fn script(body: Bytes) -> Response {
+    let content_type = HeaderValue::from_static("text/javascript; charset=utf-8");
+    ([(header::CONTENT_TYPE, content_type), (header::CACHE_CONTROL, CACHED)], Body::from(body)).into_response()
+}
+
+/// ReDoc's script, taken out of the page that the crate `aide` makes, so that it is cached and a content policy
+/// need not allow inline scripts. A constant; made when it is first asked for.
+static REDOC_SCRIPT: LazyLock<String> = LazyLock::new(|| {
+    let page = aide::redoc::Redoc::new("/openapi.json").html();
+    let inline = page.split_once("<script>").map_or("", |(_, rest)| rest);
+    let library = inline.rsplit_once("Redoc.init(").map_or("", |(library, _)| library);
+    let library = library.rsplit_once("//# sourceMappingURL=").map_or(library, |(code, _)| code);
+    // The only outside address that the script loads something from.
+    library.replace("https://cdn.redoc.ly/redoc/logo-mini.svg", "data:,")
+});

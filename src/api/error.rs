@@ -1,0 +1,234 @@
+//! The one error of the API: what it is called, which status it has, what the caller reads.
+//!
+//! An error travels to the outermost layer inside the response (`into_response` only sets the status and attaches
+//! the error); there `api::observe` writes the body, because only it knows the request id.
+
+use std::time::Duration;
+
+use axum::{
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::{
+    api::validation::Issue,
+    chat::ChatError,
+    ids::RequestId,
+    openai::{Stage, UpstreamError},
+};
+
+/// Everything a caller can be refused with.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    #[error("Not Found")]
+    NotFound,
+    #[error("Method Not Allowed")]
+    MethodNotAllowed,
+    /// The body was read and its shape is wrong.
+    #[error("the body does not have the expected form")]
+    Invalid(Vec<Issue>),
+    /// The body is not text, or is nested too deep.
+    #[error("There was an error parsing the body")]
+    UnreadableBody,
+    #[error("the body is larger than {limit} bytes")]
+    BodyTooLarge { limit: usize },
+    #[error("the body did not arrive within {limit:?}")]
+    BodyTimeout { limit: Duration },
+    /// The connection ended, or the framing broke, inside the body.
+    #[error("the body ended early")]
+    BodyInterrupted,
+    #[error("{0}")]
+    UnsupportedMediaType(&'static str),
+    /// The chat gave no answer.
+    #[error("채팅 처리 중 오류가 발생했습니다: {error}")]
+    Chat { error: ChatError, model: String },
+    /// A bug of ours.
+    #[error("Internal Server Error")]
+    Internal,
+}
+
+impl ApiError {
+    /// The name of the error, for programs: it never changes. Also the label in metrics and logs.
+    pub(crate) fn code(&self) -> &'static str {
+        self.kind().1
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
+    /// The one table of statuses and codes.
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request"),
+            Self::UnreadableBody => (StatusCode::BAD_REQUEST, "unreadable_body"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyInterrupted => (StatusCode::BAD_REQUEST, "body_interrupted"),
+            Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
+            Self::Chat { error, .. } => upstream_kind(&error.0),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Chat { error: ChatError(error), .. } => match error {
+                UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
+                    Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The model that was asked, for the log.
+    pub(crate) fn model(&self) -> Option<&str> {
+        match self {
+            Self::Chat { model, .. } => Some(model),
+            _ => None,
+        }
+    }
+
+    /// More than the code says, for the log: never words of the caller or of the upstream.
+    pub(crate) fn reason(&self) -> Option<String> {
+        match self {
+            Self::Chat { error: ChatError(error), .. } => match error {
+                UpstreamError::ContextTooLong(_)
+                | UpstreamError::InvalidRequest(_)
+                | UpstreamError::ModelNotFound(_)
+                | UpstreamError::RateLimited { .. } => None,
+                error => Some(error.to_string()),
+            },
+            _ => None,
+        }
+    }
+
+    /// The body and the headers that go with it.
+    pub(crate) fn write(&self, request_id: &RequestId, response: &mut Response) {
+        let detail = match self {
+            Self::Invalid(issues) => Detail::Issues(issues),
+            other => Detail::Text(other.to_string()),
+        };
+        let body = ErrorBody { detail, code: self.code(), request_id: request_id.as_str() };
+        // Writing these types to memory cannot fail.
+        *response.body_mut() = serde_json::to_vec(&body).unwrap_or_default().into();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(wait) = self.retry_after() {
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
+        }
+        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted) {
+            // What is left of the body would be read as the next request.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+    }
+}
+
+/// What a caller is told to wait when the upstream did not say.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
+
+fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
+    match error {
+        UpstreamError::ContextTooLong(_) => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
+        UpstreamError::InvalidRequest(_) => (StatusCode::BAD_REQUEST, "upstream_invalid_request"),
+        UpstreamError::ModelNotFound(_) => (StatusCode::NOT_FOUND, "model_not_found"),
+        UpstreamError::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limited"),
+        UpstreamError::Unauthorized => (StatusCode::BAD_GATEWAY, "upstream_auth"),
+        UpstreamError::QuotaExceeded => (StatusCode::SERVICE_UNAVAILABLE, "upstream_quota"),
+        UpstreamError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_overloaded"),
+        UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
+        UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),
+        UpstreamError::Protocol(_) => (StatusCode::BAD_GATEWAY, "upstream_protocol"),
+        UpstreamError::TooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_too_large"),
+        UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
+        UpstreamError::Server { status: 408 | 504 } => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
+        UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),
+        UpstreamError::Timeout { stage: Stage::Connect | Stage::FirstByte | Stage::Total, .. } => {
+            (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ErrorBody<'a> {
+    detail: Detail<'a>,
+    code: &'static str,
+    request_id: &'a str,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Detail<'a> {
+    Text(String),
+    Issues(&'a [Issue]),
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.status().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// An error, as every route answers it.
+#[derive(ToSchema)]
+#[schema(as = Error, example = json!({
+    "detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API is overloaded",
+    "code": "upstream_overloaded",
+    "request_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2",
+}))]
+#[expect(dead_code, reason = "describes ErrorBody to the OpenAPI document")]
+pub(crate) struct ErrorDocument {
+    /// What went wrong, for people. Texts of the original are Korean.
+    detail: String,
+    /// What went wrong, for programs. Never changes.
+    code: String,
+    /// The `X-Request-Id` of the answer, to find the request in the log.
+    request_id: String,
+}
+
+/// A body that does not have the expected form.
+#[derive(ToSchema)]
+#[schema(as = ValidationError, example = json!({
+    "detail": [{"type": "missing", "loc": ["body", "message"], "msg": "Field required", "input": {}}],
+    "code": "invalid_request",
+    "request_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2",
+}))]
+#[expect(dead_code, reason = "describes ErrorBody to the OpenAPI document")]
+pub(crate) struct ValidationErrorDocument {
+    /// Every mistake, at most 100.
+    detail: Vec<IssueDocument>,
+    /// `invalid_request`
+    code: String,
+    /// The `X-Request-Id` of the answer, to find the request in the log.
+    request_id: String,
+}
+
+/// One mistake, as Pydantic reports it.
+#[derive(ToSchema)]
+#[schema(as = ValidationIssue)]
+#[expect(dead_code, reason = "describes Issue to the OpenAPI document")]
+struct IssueDocument {
+    /// What kind of mistake, such as `missing` or `string_type`.
+    #[schema(rename = "type", example = "missing")]
+    kind: String,
+    /// The way to the field: names, and positions in lists. For malformed JSON, the position of the character.
+    #[schema(example = json!(["body", "message"]))]
+    loc: Vec<serde_json::Value>,
+    #[schema(example = "Field required")]
+    msg: String,
+    /// What was given; left out wherever it may hold a message's text.
+    #[schema(value_type = Option<serde_json::Value>)]
+    input: Option<serde_json::Value>,
+    /// The limits that apply.
+    #[schema(value_type = Option<Object>)]
+    ctx: Option<serde_json::Value>,
+}

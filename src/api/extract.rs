@@ -1,0 +1,151 @@
+//! Extractors that reject with [`ApiError`], in FastAPI's form.
+
+use axum::{
+    body::Body,
+    extract::{FromRef, FromRequest, Request},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Serialize;
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{
+    api::{
+        error::ApiError,
+        json_error,
+        validation::{Fields, Issue, Loc, Object},
+    },
+    config::Limits,
+};
+
+/// A JSON value, in or out. In: a type that is [`FromFields`]. Out: anything that serializes.
+#[derive(Debug)]
+pub(crate) struct Json<T>(pub(crate) T);
+
+/// A value that is read from the fields of an object, with every mistake reported.
+pub(crate) trait FromFields: Sized {
+    type Fields<'de>: Fields<'de>;
+
+    /// Judges the fields.
+    fn from_fields(fields: Self::Fields<'_>, is_empty: bool) -> Result<Self, Vec<Issue>>;
+}
+
+impl<S, T> FromRequest<S> for Json<T>
+where
+    S: Send + Sync,
+    Limits: FromRef<S>,
+    T: FromFields,
+{
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let limits = Limits::from_ref(state);
+        let kind = body_kind(request.headers())?;
+        let body = read_body(request, limits).await?;
+        if body.is_empty() {
+            return Err(ApiError::Invalid(vec![
+                Issue::new("missing", vec![Loc::Name("body")], "Field required").input(Some(json!(null))),
+            ]));
+        }
+        match kind {
+            BodyKind::Json => parse(&body).map(Self),
+            // As FastAPI does; and a page of another site could send text/plain without asking first.
+            BodyKind::Other => Err(ApiError::Invalid(vec![
+                Issue::not_an_object(vec![Loc::Name("body")])
+                    .ctx(json!({"error": "Content-Type must be application/json"})),
+            ])),
+        }
+    }
+}
+
+enum BodyKind {
+    Json,
+    Other,
+}
+
+/// What the headers say of the body.
+fn body_kind(headers: &HeaderMap) -> Result<BodyKind, ApiError> {
+    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes());
+    if !matches!(encoding, None | Some(b"" | b"identity")) {
+        return Err(ApiError::UnsupportedMediaType("a compressed body is not accepted"));
+    }
+    let Some(content_type) = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()) else {
+        return Ok(BodyKind::Other);
+    };
+    let mut parts = content_type.split(';').map(str::trim);
+    let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+    let charset = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.eq_ignore_ascii_case("charset"));
+    if let Some((_, charset)) = charset
+        && !matches!(charset.trim_matches('"').to_ascii_lowercase().as_str(), "utf-8" | "utf8" | "us-ascii")
+    {
+        return Err(ApiError::UnsupportedMediaType("the body must be UTF-8"));
+    }
+    let subtype = media_type.strip_prefix("application/");
+    let is_json = subtype.is_some_and(|subtype| subtype == "json" || subtype.ends_with("+json"));
+    Ok(if is_json { BodyKind::Json } else { BodyKind::Other })
+}
+
+async fn read_body(request: Request, limits: Limits) -> Result<Bytes, ApiError> {
+    let limit = limits.body_bytes;
+    let too_large = || ApiError::BodyTooLarge { limit };
+    let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length: u64| usize::try_from(length).map_or(true, |length| length > limit)) {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), limit).collect();
+    match timeout(limits.body_time, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(ApiError::BodyInterrupted),
+        Err(_) => Err(ApiError::BodyTimeout { limit: limits.body_time }),
+    }
+}
+
+fn parse<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(body).map_err(|_| ApiError::UnreadableBody)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let object: Object<T::Fields<'_>> = serde_json::from_str(text).map_err(|error| malformed(text, &error))?;
+    match object {
+        Object::Fields { fields, is_empty } => T::from_fields(fields, is_empty).map_err(ApiError::Invalid),
+        Object::Other => Err(ApiError::Invalid(vec![Issue::not_an_object(vec![Loc::Name("body")])])),
+    }
+}
+
+/// Malformed JSON as Python reports it; where Python would have accepted it, in the same form.
+fn malformed(text: &str, error: &serde_json::Error) -> ApiError {
+    let said = error.to_string();
+    if said.starts_with("recursion limit exceeded") {
+        return ApiError::UnreadableBody;
+    }
+    if said.contains("surrogate") || said.contains("hex escape") && json_error::explain(text).is_none() {
+        let msg = "Input should be a valid string, unable to parse raw data as a unicode string";
+        return ApiError::Invalid(vec![Issue::new("string_unicode", vec![Loc::Name("body")], msg)]);
+    }
+    let (at, reason) = json_error::explain(text).unwrap_or_else(|| {
+        let reason = if said.starts_with("number out of range") { "Number out of range" } else { "Expecting value" };
+        (character_at(text, error.line(), error.column()), reason)
+    });
+    let loc = vec![Loc::Name("body"), Loc::Index(at)];
+    ApiError::Invalid(vec![
+        Issue::new("json_invalid", loc, "JSON decode error").input(Some(json!({}))).ctx(json!({"error": reason})),
+    ])
+}
+
+/// The position in characters of serde's line and column, which count bytes and from 1.
+fn character_at(text: &str, line: usize, column: usize) -> usize {
+    let before: usize = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+    let byte = before + column.saturating_sub(1);
+    text.char_indices().take_while(|(at, _)| *at < byte).count()
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_vec(&self.0) {
+            Ok(body) => ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
+    }
+}

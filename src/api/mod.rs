@@ -1,0 +1,70 @@
+//! HTTP in and out. Only this folder names an axum extractor or chooses a status.
+
+mod chat;
+mod docs;
+mod error;
+mod extract;
+mod health;
+mod json_error;
+mod models;
+mod observe;
+mod validation;
+
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue, Method, header},
+    middleware::from_fn,
+    response::IntoResponse,
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowOrigin, CorsLayer},
+};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+
+use crate::{config::AllowedOrigins, state::AppState};
+use error::ApiError;
+
+/// Every route, and every layer around them.
+pub(crate) fn router(state: AppState, origins: &AllowedOrigins) -> Router {
+    let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
+        .merge(health::router())
+        .merge(chat::router())
+        .merge(models::router())
+        .split_for_parts();
+    routes
+        .merge(docs::router(&document))
+        .fallback(async || ApiError::NotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        // A layer is around everything above it: the last one sees a request first.
+        .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
+        .layer(cors(origins))
+        .layer(from_fn(observe::observe))
+        .with_state(state)
+}
+
+/// Any page without credentials, or the listed ones with them.
+fn cors(origins: &AllowedOrigins) -> CorsLayer {
+    let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
+    let headers = [
+        header::ACCEPT,
+        header::AUTHORIZATION,
+        header::CONTENT_TYPE,
+        HeaderName::from_static("idempotency-key"),
+        HeaderName::from_static("last-event-id"),
+        observe::REQUEST_ID,
+    ];
+    let layer = CorsLayer::new()
+        .allow_methods(methods)
+        .allow_headers(headers)
+        .expose_headers([observe::REQUEST_ID, header::RETRY_AFTER])
+        .max_age(std::time::Duration::from_secs(600));
+    match origins {
+        AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
+        AllowedOrigins::List(list) => {
+            let list = list.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
+            layer.allow_origin(AllowOrigin::list(list)).allow_credentials(true)
+        }
+    }
+}

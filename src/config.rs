@@ -1,0 +1,614 @@
+//! Every setting once: its variable, type, default and unit. The only file that reads the environment.
+//!
+//! Variables come from the process environment and, where that lacks one, from the file `.env` in the working
+//! directory. A blank value counts as unset, because compose files pass `${NAME:-}`. All mistakes are collected
+//! and reported together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    net::IpAddr,
+    time::Duration,
+};
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+/// The address of OpenAI's own API.
+pub const OPENAI_BASE_URL: &str = "https://api.openai.com/v1";
+
+/// The whole configuration of one app. `Debug` shows no secret.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: Listen,
+    pub upstream: Upstream,
+    pub defaults: Defaults,
+    pub cors: AllowedOrigins,
+    pub log: Log,
+    pub limits: Limits,
+}
+
+/// Where the service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `HOST`: an IP address or `localhost`. Default `0.0.0.0`.
+    pub host: String,
+    /// `PORT`. Default 8000; 0 lets the system choose.
+    pub port: u16,
+}
+
+impl Listen {
+    /// Whether only this machine can connect.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+}
+
+/// The chat API that answers.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// `OPENAI_API_KEY`, or the content of the file that `OPENAI_API_KEY_FILE` names. Required, except for `--demo`.
+    pub api_key: SecretString,
+    /// `OPENAI_BASE_URL`, version included. Default <https://api.openai.com/v1>.
+    pub base_url: Url,
+    /// `OPENAI_ORG_ID`, sent as `OpenAI-Organization`.
+    pub organization: Option<String>,
+    /// `OPENAI_PROJECT_ID`, sent as `OpenAI-Project`.
+    pub project: Option<String>,
+    pub timeouts: Timeouts,
+}
+
+/// How long the upstream may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// To a connection, TLS included. 5 s.
+    pub connect: Duration,
+    /// To the first byte of an answer. 60 s.
+    pub first_byte: Duration,
+    /// To the last byte of an answer. 600 s.
+    pub total: Duration,
+    /// To the model list, which `/health` waits for. 5 s.
+    pub models: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(60),
+            total: Duration::from_secs(600),
+            models: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a request gets that does not say otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// `DEFAULT_MODEL`. Default `gpt-3.5-turbo`.
+    pub model: String,
+    /// `DEFAULT_TEMPERATURE`, 0 to 2. Default 0.7.
+    pub temperature: f64,
+    /// `DEFAULT_MAX_TOKENS`, at least 1. Default 2000.
+    pub max_tokens: u32,
+}
+
+/// `CORS_ALLOW_ORIGINS`: whose pages may call. Default `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedOrigins {
+    /// `*`: any page, without credentials.
+    Any,
+    /// A comma-separated list: these, with credentials.
+    List(Vec<String>),
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `LOG_LEVEL`, in Python's or in Rust's names. Default `INFO`.
+    pub level: LogLevel,
+    /// `LOG_FORMAT`: `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Bounds on what a caller may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `MAX_BODY_BYTES`: the largest request body. Default 2 MiB.
+    pub body_bytes: usize,
+    /// Time for a request's head, and for a kept connection to say something. 10 s.
+    pub head_time: Duration,
+    /// Time for a request's body. 30 s.
+    pub body_time: Duration,
+    /// `SHUTDOWN_GRACE_SECONDS`: time for running answers after SIGTERM. Default 30 s.
+    pub shutdown_grace: Duration,
+}
+
+/// Everything that is wrong with the configuration, a line each.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError(pub Vec<String>);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "the configuration has {} problem(s):", self.0.len())?;
+        for problem in &self.0 {
+            writeln!(f, "  - {problem}")?;
+        }
+        f.write_str("See .env.example for every variable; `ai-service --demo` runs without a key.")
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Variables by name, before they are understood.
+pub type Variables = BTreeMap<String, String>;
+
+/// The process environment, completed by `.env`.
+///
+/// # Errors
+/// A `.env` that is there but cannot be read.
+pub fn variables() -> Result<Variables, ConfigError> {
+    let mut found = Variables::new();
+    match dotenvy::dotenv_iter() {
+        Ok(lines) => {
+            for line in lines {
+                // dotenvy's own message quotes the line, which may hold the key.
+                let (name, value) = line.map_err(|_| {
+                    ConfigError(vec![".env: a line is not NAME=value; quote values with spaces".into()])
+                })?;
+                found.insert(name, value);
+            }
+        }
+        Err(error) if error.not_found() => {}
+        Err(_) => return Err(ConfigError(vec![".env is there but cannot be read".into()])),
+    }
+    // A variable that is not UTF-8 cannot be one of ours: all of ours are ASCII.
+    found.extend(
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
+    );
+    Ok(found)
+}
+
+impl Config {
+    /// Understands `variables`. With `demo`, the upstream is filled in later by [`Config::with_upstream`] and its
+    /// variables are not looked at.
+    ///
+    /// # Errors
+    /// All problems at once.
+    pub fn from_variables(variables: &Variables, demo: bool) -> Result<Self, ConfigError> {
+        let mut read = Reader::new(variables);
+        let config = Self {
+            listen: read.listen(),
+            upstream: if demo { Upstream::placeholder() } else { read.upstream() },
+            defaults: read.defaults(),
+            cors: read.cors(),
+            log: read.log(),
+            limits: read.limits(),
+        };
+        read.finish(config)
+    }
+
+    /// Where to listen, and nothing else: what `healthcheck` needs.
+    ///
+    /// # Errors
+    /// A bad `HOST` or `PORT`.
+    pub fn listen_from(variables: &Variables) -> Result<Listen, ConfigError> {
+        let mut read = Reader::new(variables);
+        let listen = read.listen();
+        read.finish(listen)
+    }
+
+    /// The same configuration with another upstream, asked with a key that is no secret: the simulator.
+    #[must_use]
+    pub fn with_upstream(mut self, base_url: Url) -> Self {
+        self.upstream.base_url = base_url;
+        self
+    }
+}
+
+impl Upstream {
+    fn placeholder() -> Self {
+        Self {
+            api_key: SecretString::from("sk-demo"),
+            base_url: parse_fixed(OPENAI_BASE_URL),
+            organization: None,
+            project: None,
+            timeouts: Timeouts::default(),
+        }
+    }
+}
+
+#[expect(clippy::expect_used, reason = "the argument is a constant that a test parses")]
+fn parse_fixed(url: &'static str) -> Url {
+    Url::parse(url).expect("a constant")
+}
+
+/// Reads variables by name and remembers what it was asked for and what was wrong.
+struct Reader<'a> {
+    variables: &'a Variables,
+    asked: BTreeSet<&'static str>,
+    problems: Vec<String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(variables: &'a Variables) -> Self {
+        Self { variables, asked: BTreeSet::new(), problems: Vec::new() }
+    }
+
+    fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.problems.is_empty() { Ok(value) } else { Err(ConfigError(self.problems)) }
+    }
+
+    /// The trimmed value; blank is unset.
+    fn text(&mut self, name: &'static str) -> Option<&'a str> {
+        self.asked.insert(name);
+        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
+    /// The value as `understand` sees it, or `default`. The problem says what was expected, and shows the value:
+    /// not for secrets.
+    fn parse<T>(
+        &mut self,
+        name: &'static str,
+        default: T,
+        expected: &str,
+        understand: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        let Some(value) = self.text(name) else {
+            return default;
+        };
+        understand(value).unwrap_or_else(|| {
+            let shown: String = value.chars().take(60).collect();
+            self.problems.push(format!("{name} must be {expected}, not {shown:?}"));
+            default
+        })
+    }
+
+    fn listen(&mut self) -> Listen {
+        let host = |v: &str| (v == "localhost" || v.parse::<IpAddr>().is_ok()).then(|| v.to_owned());
+        Listen {
+            host: self.parse("HOST", "0.0.0.0".to_owned(), "an IP address or localhost", host),
+            port: self.parse("PORT", 8000, "a port from 0 to 65535", |v| v.parse().ok()),
+        }
+    }
+
+    fn upstream(&mut self) -> Upstream {
+        Upstream {
+            api_key: self.secret("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
+            base_url: self.base_url(),
+            organization: self.header_text("OPENAI_ORG_ID"),
+            project: self.header_text("OPENAI_PROJECT_ID"),
+            timeouts: Timeouts::default(),
+        }
+    }
+
+    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
+    fn secret(&mut self, name: &'static str, file_name: &'static str) -> SecretString {
+        let direct = self.text(name);
+        let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
+            Ok(content) if content.trim().is_empty() => {
+                self.problems.push(format!("{file_name}: the file {path:?} is empty"));
+                None
+            }
+            Ok(content) => Some(content.trim().to_owned()),
+            Err(error) => {
+                self.problems.push(format!("{file_name}: cannot read {path:?}: {error}"));
+                None
+            }
+        });
+        let value = match (direct, from_file) {
+            (Some(direct), Some(file)) if direct != file => {
+                self.problems.push(format!("{name} and {file_name} are both set and differ; keep one"));
+                return SecretString::default();
+            }
+            (Some(direct), _) => direct.to_owned(),
+            (None, Some(file)) => file,
+            (None, None) => {
+                if self.text(file_name).is_none() {
+                    self.problems.push(format!("{name} (or {file_name}) is required"));
+                }
+                return SecretString::default();
+            }
+        };
+        if !value.bytes().all(|b| b.is_ascii_graphic()) {
+            self.problems.push(format!("{name} must be one word of visible ASCII characters"));
+        }
+        SecretString::from(value)
+    }
+
+    fn base_url(&mut self) -> Url {
+        let name = "OPENAI_BASE_URL";
+        let default = parse_fixed(OPENAI_BASE_URL);
+        // The value is not shown: it may carry a password, which is one of the mistakes.
+        let Some(value) = self.text(name) else {
+            return default;
+        };
+        let problem = match Url::parse(value) {
+            Err(error) => format!("{name} is not a URL: {error}"),
+            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+                format!("{name} must start with http:// or https://")
+            }
+            Ok(url) if url.host_str().is_none_or(str::is_empty) => format!("{name} names no host"),
+            Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+                format!("{name} must not carry a user or a password; the key has its own variable")
+            }
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                format!("{name} must end with the path, usually /v1")
+            }
+            Ok(url) => return url,
+        };
+        self.problems.push(problem);
+        default
+    }
+
+    fn header_text(&mut self, name: &'static str) -> Option<String> {
+        let plain = |v: &str| v.bytes().all(|b| b.is_ascii_graphic()).then(|| Some(v.to_owned()));
+        self.parse(name, None, "one word of visible ASCII characters", plain)
+    }
+
+    fn defaults(&mut self) -> Defaults {
+        let temperature = |v: &str| v.parse().ok().filter(|t| (0.0..=2.0).contains(t));
+        let max_tokens = |v: &str| v.parse().ok().filter(|n| (1..=MAX_TOKENS_LIMIT).contains(n));
+        let model = |v: &str| is_model_name(v).then(|| v.to_owned());
+        Defaults {
+            model: self.parse("DEFAULT_MODEL", "gpt-3.5-turbo".to_owned(), "a model's name", model),
+            temperature: self.parse("DEFAULT_TEMPERATURE", 0.7, "a number from 0 to 2", temperature),
+            max_tokens: self.parse("DEFAULT_MAX_TOKENS", 2000, "a whole number of at least 1", max_tokens),
+        }
+    }
+
+    fn cors(&mut self) -> AllowedOrigins {
+        let expected = "* or a comma-separated list of origins such as https://app.example.com";
+        self.parse("CORS_ALLOW_ORIGINS", AllowedOrigins::Any, expected, |value| {
+            if value == "*" {
+                return Some(AllowedOrigins::Any);
+            }
+            let origins = value.split(',').map(str::trim).filter(|o| !o.is_empty());
+            let origins: Option<Vec<_>> = origins.map(origin).collect();
+            origins.filter(|list| !list.is_empty()).map(AllowedOrigins::List)
+        })
+    }
+
+    fn log(&mut self) -> Log {
+        let level = |v: &str| match v.to_ascii_uppercase().as_str() {
+            "TRACE" | "NOTSET" => Some(LogLevel::Trace),
+            "DEBUG" => Some(LogLevel::Debug),
+            "INFO" => Some(LogLevel::Info),
+            "WARNING" | "WARN" => Some(LogLevel::Warn),
+            "ERROR" | "CRITICAL" | "FATAL" => Some(LogLevel::Error),
+            _ => None,
+        };
+        let format = |v: &str| match v.to_ascii_lowercase().as_str() {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        };
+        let levels = "DEBUG, INFO, WARNING, ERROR or CRITICAL";
+        Log {
+            level: self.parse("LOG_LEVEL", LogLevel::Info, levels, level),
+            format: self.parse("LOG_FORMAT", LogFormat::Text, "text or json", format),
+        }
+    }
+
+    fn limits(&mut self) -> Limits {
+        let bytes = |v: &str| v.parse().ok().filter(|n| (1024..=64 * 1024 * 1024).contains(n));
+        let seconds = |v: &str| v.parse().ok().filter(|s| *s <= 3600).map(Duration::from_secs);
+        let two_mib = 2 * 1024 * 1024;
+        Limits {
+            body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
+            head_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(30),
+            shutdown_grace: self.parse(
+                "SHUTDOWN_GRACE_SECONDS",
+                Duration::from_secs(30),
+                "whole seconds from 0 to 3600",
+                seconds,
+            ),
+        }
+    }
+}
+
+/// Most tokens one answer may be allowed: what a 32-bit integer of any client holds.
+pub const MAX_TOKENS_LIMIT: u32 = 2_147_483_647;
+
+/// Whether `name` can be a model's name: `[A-Za-z0-9._:/-]{1,128}`. It is sent, logged and remembered, so
+/// nothing else gets through.
+#[must_use]
+pub fn is_model_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'/' | b'-'))
+}
+
+/// The origin as a browser sends it: scheme, host and a port that is not the default; no path.
+fn origin(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok()?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.path() == "/"
+        && !text.ends_with('/')
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    plain.then(|| url.origin().ascii_serialization())
+}
+
+impl Config {
+    /// What to tell the operator at start, though it is allowed.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        let mut warnings = Vec::new();
+        if !self.listen.is_loopback() {
+            warnings.push(
+                "listening beyond this machine with nothing protecting it: whoever reaches this port spends \
+                 the key's money; set HOST=127.0.0.1 or put a proxy that authenticates in front",
+            );
+        }
+        let url = &self.upstream.base_url;
+        let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        if url.scheme() == "http" && !local && !self.upstream.api_key.expose_secret().is_empty() {
+            warnings.push("OPENAI_BASE_URL is http://: the key and every message travel unencrypted");
+        }
+        warnings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variables(pairs: &[(&str, &str)]) -> Variables {
+        pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+    }
+
+    fn config(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let mut all = variables(&[("OPENAI_API_KEY", "sk-test")]);
+        all.extend(variables(pairs));
+        Config::from_variables(&all, false)
+    }
+
+    #[test]
+    fn a_key_is_all_that_is_needed() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.listen, Listen { host: "0.0.0.0".into(), port: 8000 });
+        assert_eq!(config.upstream.base_url.as_str(), OPENAI_BASE_URL);
+        let defaults = Defaults { model: "gpt-3.5-turbo".into(), temperature: 0.7, max_tokens: 2000 };
+        assert_eq!(config.defaults, defaults);
+        assert_eq!(config.cors, AllowedOrigins::Any);
+        assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_and_no_secret_with_it() {
+        let bad = variables(&[
+            ("OPENAI_BASE_URL", "https://user:hunter2@example.com/v1"),
+            ("PORT", "80000"),
+            ("HOST", "not a host"),
+            ("DEFAULT_TEMPERATURE", "3"),
+            ("DEFAULT_MAX_TOKENS", "0"),
+            ("DEFAULT_MODEL", "gpt 4"),
+            ("LOG_LEVEL", "loud"),
+            ("LOG_FORMAT", "xml"),
+            ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
+            ("MAX_BODY_BYTES", "-1"),
+            ("SHUTDOWN_GRACE_SECONDS", "soon"),
+        ]);
+        let error = Config::from_variables(&bad, false).unwrap_err();
+        let text = error.to_string();
+        for name in bad.keys().map(String::as_str).chain(["OPENAI_API_KEY"]) {
+            assert!(text.contains(name), "{name} is missing in:\n{text}");
+        }
+        assert_eq!(error.0.len(), 12);
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn blank_is_unset_and_padding_is_dropped() {
+        let config = config(&[("OPENAI_BASE_URL", "  "), ("PORT", " 9000 "), ("OPENAI_ORG_ID", "")]).unwrap();
+        assert_eq!(config.upstream.base_url.as_str(), OPENAI_BASE_URL);
+        assert_eq!(config.listen.port, 9000);
+        assert_eq!(config.upstream.organization, None);
+    }
+
+    #[test]
+    fn pythons_level_names_work() {
+        for (name, level) in [
+            ("debug", LogLevel::Debug),
+            ("WARNING", LogLevel::Warn),
+            ("Critical", LogLevel::Error),
+            ("INFO", LogLevel::Info),
+        ] {
+            assert_eq!(config(&[("LOG_LEVEL", name)]).unwrap().log.level, level);
+        }
+    }
+
+    #[test]
+    fn origins_are_kept_as_browsers_send_them() {
+        let list = config(&[("CORS_ALLOW_ORIGINS", "https://A.example:443, http://localhost:3000,")]).unwrap().cors;
+        let expected = vec!["https://a.example".to_owned(), "http://localhost:3000".to_owned()];
+        assert_eq!(list, AllowedOrigins::List(expected));
+        for bad in ["https://a.example/", "a.example", "*,https://a.example", "null", ","] {
+            assert!(config(&[("CORS_ALLOW_ORIGINS", bad)]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_key_may_come_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        fs::write(&path, "sk-from-file\n").unwrap();
+        let file = path.to_str().unwrap();
+        let key = |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_key);
+
+        let read = key(&[("OPENAI_API_KEY_FILE", file)]).unwrap();
+        assert_eq!(read.expose_secret(), "sk-from-file");
+        key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-from-file")]).unwrap();
+        let differ = key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-other")]).unwrap_err().to_string();
+        assert!(differ.contains("differ") && !differ.contains("sk-other"), "{differ}");
+        let missing = key(&[("OPENAI_API_KEY_FILE", "/nowhere/key")]).unwrap_err();
+        assert_eq!(missing.0.len(), 1, "{missing}");
+        fs::write(&path, " \n").unwrap();
+        assert!(key(&[("OPENAI_API_KEY_FILE", file)]).unwrap_err().to_string().contains("is empty"));
+        let spaced = key(&[("OPENAI_API_KEY", "sk two")]).unwrap_err().to_string();
+        assert!(!spaced.contains("sk two"), "{spaced}");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let shown = format!("{:?}", config(&[("OPENAI_API_KEY", "sk-canary")]).unwrap());
+        assert!(!shown.contains("canary"), "{shown}");
+    }
+
+    #[test]
+    fn env_example_lists_exactly_the_variables_that_are_read_with_their_defaults() {
+        let text = include_str!("../.env.example");
+        let lines = text.lines().map(|line| line.trim_start_matches("# "));
+        let listed: Variables = lines
+            .filter_map(|line| line.split_once('='))
+            .filter(|(name, _)| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect();
+
+        let mut read = Reader::new(&listed);
+        read.listen();
+        read.upstream();
+        read.defaults();
+        read.cors();
+        read.log();
+        read.limits();
+        let asked: Vec<_> = read.asked.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(listed.keys().cloned().collect::<Vec<_>>(), asked);
+
+        let mut shown = listed.clone();
+        shown.remove("OPENAI_API_KEY_FILE");
+        let from_example = Config::from_variables(&shown, false).unwrap();
+        let from_nothing = config(&[]).unwrap();
+        let settings = |c: &Config| format!("{:?} {:?} {:?} {:?} {:?}", c.listen, c.defaults, c.cors, c.log, c.limits);
+        assert_eq!(settings(&from_example), settings(&from_nothing));
+        assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);
+    }
+
+    #[test]
+    fn a_warning_is_given_beyond_loopback_and_for_plain_http() {
+        assert_eq!(config(&[("HOST", "127.0.0.1")]).unwrap().warnings().len(), 0);
+        assert_eq!(config(&[("HOST", "::1")]).unwrap().warnings().len(), 0);
+        assert_eq!(config(&[]).unwrap().warnings().len(), 1);
+        let plain = [("HOST", "localhost"), ("OPENAI_BASE_URL", "http://llm.example/v1")];
+        assert_eq!(config(&plain).unwrap().warnings().len(), 1);
+    }
+}

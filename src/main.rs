@@ -1,0 +1,167 @@
+//! `ai-service`: arguments → configuration → log → server. Exit codes, and no logic.
+//!
+//! | code | meaning |
+//! |---|---|
+//! | 0 | it was asked to stop, and stopped |
+//! | 1 | it cannot listen or start, or a health check failed |
+//! | 64 | wrong arguments or configuration |
+//! | 130, 143 | it was told twice to stop and left running answers behind |
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use ai_service::{
+    config::{self, Config, ConfigError, Listen},
+    health_check,
+    server::App,
+    simulator::{Pace, Simulator},
+    telemetry,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+
+const USAGE: &str = "\
+ai-service: chat with OpenAI's models over HTTP
+
+  ai-service                serve; needs OPENAI_API_KEY (see .env.example for every variable)
+  ai-service --demo         serve with the built-in simulated OpenAI; needs no key and costs nothing
+  ai-service healthcheck    ask the service on this machine for /health; exit 0 if it answers
+  ai-service --version
+  ai-service --help
+";
+
+/// Wrong usage, from BSD's sysexits.
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        [] => serve(false),
+        ["--demo"] => serve(true),
+        ["healthcheck"] => health(),
+        ["--version" | "-V"] => say(&format!("ai-service {}\n", env!("CARGO_PKG_VERSION"))),
+        ["--help" | "-h"] => say(USAGE),
+        _ => fail(EX_USAGE, &format!("unknown arguments\n\n{USAGE}")),
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match io::stdout().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(code: u8, text: &str) -> ExitCode {
+    // Nothing is left to tell when standard error is closed.
+    let _ = writeln!(io::stderr(), "ai-service: {text}");
+    ExitCode::from(code)
+}
+
+fn health() -> ExitCode {
+    match config::variables().and_then(|variables| Config::listen_from(&variables)) {
+        Err(error) => fail(EX_USAGE, &error.to_string()),
+        Ok(listen) => match health_check::ask(&listen) {
+            Ok(answer) => say(&format!("{answer}\n")),
+            Err(error) => fail(1, &error.to_string()),
+        },
+    }
+}
+
+fn serve(demo: bool) -> ExitCode {
+    let config = match config::variables().and_then(|variables| Config::from_variables(&variables, demo)) {
+        Ok(config) => config,
+        Err(ConfigError(problems)) => return fail(EX_USAGE, &ConfigError(problems).to_string()),
+    };
+    let log = match telemetry::init(config.log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(1, &format!("cannot log: {error}")),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("cannot start: {error}")),
+    };
+    let outcome = runtime.block_on(run(config, demo));
+    // What was said last is what matters most.
+    drop(log);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(1, &error),
+    }
+}
+
+async fn run(mut config: Config, demo: bool) -> Result<(), String> {
+    let listener = bind(&config.listen).await?;
+    let shutdown = CancellationToken::new();
+    stop_on_signals(shutdown.clone()).map_err(|error| format!("cannot listen for signals: {error}"))?;
+    let simulator = if demo { Some(simulate().await?) } else { None };
+    if let Some(simulator) = &simulator {
+        config = config.with_upstream(simulator.base_url().clone());
+    }
+    let app = App::new(&config).map_err(|error| error.to_string())?;
+    announce(&listener, &config, demo)?;
+    let everything_finished = app.serve(listener, shutdown).await;
+    if let Some(simulator) = simulator {
+        simulator.stop().await;
+    }
+    tracing::info!(everything_finished, "stopped");
+    Ok(())
+}
+
+async fn simulate() -> Result<Simulator, String> {
+    Simulator::start(Pace::Natural).await.map_err(|error| format!("the simulated OpenAI cannot start: {error}"))
+}
+
+async fn bind(listen: &Listen) -> Result<TcpListener, String> {
+    let address = (listen.host.as_str(), listen.port);
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {}:{}: {error}", listen.host, listen.port))
+}
+
+fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), String> {
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let reachable =
+        if address.ip().is_unspecified() { format!("localhost:{}", address.port()) } else { address.to_string() };
+    let kind = if demo { " (simulated)" } else { "" };
+    tracing::info!(
+        listening = %address,
+        docs = format!("http://{reachable}/docs"),
+        upstream = format!("{}{kind}", config.upstream.base_url),
+        model = config.defaults.model,
+        "ai-service {} started",
+        env!("CARGO_PKG_VERSION"),
+    );
+    for warning in config.warnings() {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
+/// The first SIGTERM or Ctrl-C asks for an orderly end, the second ends the process at once.
+fn stop_on_signals(shutdown: CancellationToken) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listen = async move {
+        loop {
+            let (name, code) = tokio::select! {
+                _ = terminate.recv() => ("SIGTERM", 143),
+                _ = interrupt.recv() => ("SIGINT", 130),
+            };
+            if shutdown.is_cancelled() {
+                std::process::exit(code);
+            }
+            tracing::info!(signal = name, "stopping: running answers may finish");
+            shutdown.cancel();
+        }
+    };
+    #[expect(clippy::disallowed_methods, reason = "it must outlive the app's own tasks")]
+    tokio::spawn(listen);
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! From a status and a body, or from a failed connection, to the cause.
+
+use std::{error::Error, io, time::Duration};
+
+use reqwest::{
+    StatusCode,
+    header::{HeaderMap, RETRY_AFTER},
+};
+
+use crate::openai::{
+    error::{ConnectFailure, Said, Stage, UpstreamError},
+    wire::ErrorBody,
+};
+
+/// Codes of 429 that mean "no money": waiting does not help.
+const QUOTA_CODES: [&str; 5] = [
+    "insufficient_quota",
+    "credit_balance_exhausted",
+    "organization_spend_limit_exceeded",
+    "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded",
+];
+
+/// What an answer with that status means. OpenAI's `error.code` decides before the status does.
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], secret: &str) -> UpstreamError {
+    let parsed = ErrorBody::parse(body);
+    let is_json = parsed.is_some();
+    let error = parsed.unwrap_or_default();
+    let said = || {
+        let text = if error.message.is_empty() { "OpenAI API gave no reason" } else { &error.message };
+        Said::new(text, secret)
+    };
+    let code = error.code.as_str();
+    match status.as_u16() {
+        300..=399 => UpstreamError::Protocol("a redirect"),
+        401 | 403 => UpstreamError::Unauthorized,
+        429 if QUOTA_CODES.contains(&code) || error.kind == "insufficient_quota" => UpstreamError::QuotaExceeded,
+        429 => UpstreamError::RateLimited { message: said(), retry_after: retry_after(headers) },
+        402 => UpstreamError::QuotaExceeded,
+        404 if is_json => UpstreamError::ModelNotFound(said()),
+        400 | 413 | 422 if is_context(code, &error.message) => UpstreamError::ContextTooLong(said()),
+        400 | 409 | 413 | 422 if is_json => UpstreamError::InvalidRequest(said()),
+
+        503 | 529 => UpstreamError::Overloaded { retry_after: retry_after(headers) },
+        408 | 500..=599 => UpstreamError::Server { status: status.as_u16() },
+        _ => UpstreamError::Protocol("a status that makes no sense here"),
+    }
+}
+
+fn is_context(code: &str, message: &str) -> bool {
+    // Compatible servers send the sentence without the code.
+    matches!(code, "context_length_exceeded" | "string_above_max_length") || message.contains("maximum context length")
+}
+
+/// `retry-after-ms`, else `retry-after` in seconds. The form with a date is not used by OpenAI and is ignored.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
+    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number(RETRY_AFTER.as_str()))?;
+    Duration::try_from_secs_f64(seconds).ok().filter(|wait| *wait <= Duration::from_secs(24 * 3600))
+}
+
+/// Why no response came. The error's own text names the URL and is not used.
+pub(super) fn transport_failure(error: &reqwest::Error, connect_limit: Duration) -> UpstreamError {
+    if error.is_connect() {
+        if error.is_timeout() {
+            return UpstreamError::Timeout { stage: Stage::Connect, limit: connect_limit };
+        }
+        return UpstreamError::Unreachable(connect_failure(error));
+    }
+    if error.is_timeout() {
+        return UpstreamError::Timeout { stage: Stage::Connect, limit: connect_limit };
+    }
+    UpstreamError::Interrupted
+}
+
+/// Looks for the cause at the bottom of the chain: rustls wraps its errors in `io::ErrorKind::InvalidData`, and
+/// the resolver's have no system error number.
+fn connect_failure(error: &reqwest::Error) -> ConnectFailure {
+    let mut source = error.source();
+    let mut deepest_io = None;
+    while let Some(cause) = source {
+        if let Some(found) = cause.downcast_ref::<io::Error>() {
+            deepest_io = Some(found);
+        }
+        // hyper-util says this of its resolver; it has no type of its own that could be asked.
+        if cause.to_string().starts_with("dns error") {
+            return ConnectFailure::UnknownHost;
+        }
+        source = cause.source();
+    }
+    match deepest_io.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => ConnectFailure::Tls,
+        _ => ConnectFailure::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: u16, body: &str) -> UpstreamError {
+        classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), "sk-secret-key")
+    }
+
+    #[test]
+    fn the_code_decides_before_the_status() {
+        for code in QUOTA_CODES {
+            let body = format!(r#"{{"error":{{"message":"m","type":"x","code":"{code}"}}}}"#);
+            assert_eq!(said(429, &body), UpstreamError::QuotaExceeded);
+        }
+        let slow = said(429, r#"{"error":{"message":"Slow down","code":"slow_down"}}"#);
+        assert!(matches!(slow, UpstreamError::RateLimited { .. }));
+        let long = r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#;
+        assert!(matches!(said(400, long), UpstreamError::ContextTooLong(_)));
+        let sentence = r#"{"message":"This model's maximum context length is 4096 tokens"}"#;
+        assert!(matches!(said(400, sentence), UpstreamError::ContextTooLong(_)));
+    }
+
+    #[test]
+    fn a_page_of_html_is_never_quoted() {
+        let page = "<html>502 Bad Gateway cloudflare</html>";
+        for (status, expected) in [
+            (502, UpstreamError::Server { status: 502 }),
+            (520, UpstreamError::Server { status: 520 }),
+            (400, UpstreamError::Protocol("a status that makes no sense here")),
+            (404, UpstreamError::Protocol("a status that makes no sense here")),
+            (401, UpstreamError::Unauthorized),
+            (307, UpstreamError::Protocol("a redirect")),
+        ] {
+            assert_eq!(said(status, page), expected);
+        }
+    }
+
+    #[test]
+    fn words_of_the_upstream_lose_their_keys_and_their_length() {
+        let body = format!(r#"{{"error":{{"message":"bad sk-secret-key {}"}}}}"#, "x".repeat(2000));
+        let text = said(400, &body).to_string();
+        assert!(text.starts_with("bad [redacted] xxx"), "{text}");
+        assert_eq!(text.chars().count(), Said::MAX_CHARS);
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms_and_nonsense_is_ignored() {
+        let wait = |pairs: &[(&'static str, &'static str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.insert(*name, value.parse().unwrap());
+            }
+            retry_after(&headers)
+        };
+        assert_eq!(wait(&[("retry-after", "7")]), Some(Duration::from_secs(7)));
+        assert_eq!(wait(&[("retry-after", "7"), ("retry-after-ms", "250")]), Some(Duration::from_millis(250)));
+        for nonsense in ["soon", "-1", "NaN", "1e30", ""] {
+            assert_eq!(wait(&[("retry-after", nonsense)]), None, "{nonsense}");
+        }
+    }
+}

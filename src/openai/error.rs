@@ -1,0 +1,93 @@
+//! What can go wrong with the upstream, by cause. No text here carries a URL, a key or a message.
+
+use std::time::Duration;
+
+use crate::openai::redact::redact;
+
+/// Why the upstream gave no answer. Each variant is a cause; which status a caller sees is decided in `api::error`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection: refused, unreachable, or the name is unknown.
+    #[error("Failed to connect to OpenAI API: {0}")]
+    Unreachable(ConnectFailure),
+    /// No connection, or no first byte, or no last byte, in the time allowed.
+    #[error("OpenAI API gave no {stage} within {limit:?}")]
+    Timeout { stage: Stage, limit: Duration },
+    /// The connection broke, or the answer ended early.
+    #[error("the connection to OpenAI API broke before the answer was complete")]
+    Interrupted,
+    /// Something that is not an answer: HTML, malformed JSON, a redirect, no choices.
+    #[error("OpenAI API gave something that is not an answer: {0}")]
+    Protocol(&'static str),
+    /// More bytes than an answer may have.
+    #[error("OpenAI API gave more than {limit} bytes")]
+    TooLarge { limit: usize },
+    /// A complete answer without a word of text, such as a reasoning model whose token budget ran out.
+    #[error("the model finished ({finish_reason}) without any text; a larger max_tokens may help")]
+    Empty { finish_reason: &'static str },
+    /// The messages do not fit the model.
+    #[error("{0}")]
+    ContextTooLong(Said),
+    /// A parameter that this model does not take.
+    #[error("{0}")]
+    InvalidRequest(Said),
+    /// No such model, or none that this key may use.
+    #[error("{0}")]
+    ModelNotFound(Said),
+    /// Too many requests or tokens in a short time.
+    #[error("{message}")]
+    RateLimited { message: Said, retry_after: Option<Duration> },
+    /// Our key was refused. The upstream's text names the key, so it is not kept.
+    #[error("OpenAI API did not accept this service's credentials")]
+    Unauthorized,
+    /// The account has no money or no quota left.
+    #[error("the quota of this service's OpenAI account is used up")]
+    QuotaExceeded,
+    /// The upstream has more to do than it can.
+    #[error("OpenAI API is overloaded")]
+    Overloaded { retry_after: Option<Duration> },
+    /// The upstream failed.
+    #[error("OpenAI API failed with status {status}")]
+    Server { status: u16 },
+}
+
+/// How connecting failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectFailure {
+    #[error("the connection was refused or the host is unreachable")]
+    Refused,
+    #[error("the host name cannot be resolved")]
+    UnknownHost,
+    #[error("TLS failed")]
+    Tls,
+}
+
+/// What was waited for in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stage {
+    #[error("connection")]
+    Connect,
+    #[error("answer")]
+    FirstByte,
+    #[error("end of its answer")]
+    Total,
+}
+
+/// The upstream's own words, without anything that looks like a credential and not longer than 500 characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said(String);
+
+impl Said {
+    /// Longest text passed on, in characters.
+    pub const MAX_CHARS: usize = 500;
+
+    pub(super) fn new(text: &str, secret: &str) -> Self {
+        Self(redact(text, secret).chars().take(Self::MAX_CHARS).collect())
+    }
+}
+
+impl std::fmt::Display for Said {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}

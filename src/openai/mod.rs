@@ -1,0 +1,14 @@
+//! The upstream: the only code that talks to OpenAI, or to a server that speaks its chat API.
+//!
+//! A [`Client`] holds one pool of connections. Every call has time limits, follows no redirect (one would carry
+//! the messages and the key elsewhere) and ends in an answer or an [`UpstreamError`], which names neither URL nor key.
+
+mod classify;
+mod client;
+mod dialect;
+mod error;
+mod redact;
+mod wire;
+
+pub use client::{Answer, Client, ClientError, Completion, MAX_ANSWER_BYTES, Model};
+pub use error::{ConnectFailure, Said, Stage, UpstreamError};

@@ -72,7 +72,7 @@ pub(crate) enum ChatErrors {
     #[response(status = 500)]
     Internal(ErrorDocument),
     /// The upstream failed: `upstream_auth`, `upstream_empty`, `upstream_error`, `upstream_protocol`,
-    /// `upstream_reset`, `upstream_too_large`, `upstream_unreachable`
+    /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
     #[response(status = 502)]
     BadGateway(ErrorDocument),
     /// The upstream cannot serve now: `upstream_overloaded` (see `Retry-After`), `upstream_quota`

@@ -16,7 +16,7 @@ use crate::{
     api::validation::Issue,
     chat::ChatError,
     ids::RequestId,
-    openai::{Stage, UpstreamError},
+    openai::{ConnectFailure, UpstreamError},
 };
 
 /// Everything a caller can be refused with.
@@ -143,16 +143,16 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Unauthorized => (StatusCode::BAD_GATEWAY, "upstream_auth"),
         UpstreamError::QuotaExceeded => (StatusCode::SERVICE_UNAVAILABLE, "upstream_quota"),
         UpstreamError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_overloaded"),
+        UpstreamError::Unreachable(ConnectFailure::Tls) => (StatusCode::BAD_GATEWAY, "upstream_tls"),
         UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
         UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),
         UpstreamError::Protocol(_) => (StatusCode::BAD_GATEWAY, "upstream_protocol"),
         UpstreamError::TooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_too_large"),
         UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
-        UpstreamError::Server { status: 408 | 504 } => (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout"),
-        UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),
-        UpstreamError::Timeout { stage: Stage::Connect | Stage::FirstByte | Stage::Total, .. } => {
+        UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504 } => {
             (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
         }
+        UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use crate::{
     api::{
         error::ApiError,
-        json_error,
+        json_error::{self, Explanation},
         validation::{Fields, Issue, Loc, Object},
     },
     config::Limits,
@@ -117,17 +117,19 @@ fn parse<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
 /// Malformed JSON as Python reports it; where Python would have accepted it, in the same form.
 fn malformed(text: &str, error: &serde_json::Error) -> ApiError {
     let said = error.to_string();
-    if said.starts_with("recursion limit exceeded") {
-        return ApiError::UnreadableBody;
-    }
-    if said.contains("surrogate") || said.contains("hex escape") && json_error::explain(text).is_none() {
-        let msg = "Input should be a valid string, unable to parse raw data as a unicode string";
-        return ApiError::Invalid(vec![Issue::new("string_unicode", vec![Loc::Name("body")], msg)]);
-    }
-    let (at, reason) = json_error::explain(text).unwrap_or_else(|| {
-        let reason = if said.starts_with("number out of range") { "Number out of range" } else { "Expecting value" };
-        (character_at(text, error.line(), error.column()), reason)
-    });
+    let (at, reason) = match json_error::explain(text) {
+        Explanation::At(at, reason) => (at, reason),
+        Explanation::TooDeep => return ApiError::UnreadableBody,
+        Explanation::Accepted if said.contains("surrogate") || said.contains("hex escape") => {
+            let msg = "Input should be a valid string, unable to parse raw data as a unicode string";
+            return ApiError::Invalid(vec![Issue::new("string_unicode", vec![Loc::Name("body")], msg)]);
+        }
+        Explanation::Accepted => {
+            let is_range = said.starts_with("number out of range");
+            let reason = if is_range { "Number out of range" } else { "Expecting value" };
+            (character_at(text, error.line(), error.column()), reason)
+        }
+    };
     let loc = vec![Loc::Name("body"), Loc::Index(at)];
     ApiError::Invalid(vec![
         Issue::new("json_invalid", loc, "JSON decode error").input(Some(json!({}))).ctx(json!({"error": reason})),

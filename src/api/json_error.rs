@@ -3,9 +3,19 @@
 //! Clients of the original see these in `detail[].ctx.error` and `detail[].loc`. Only texts that `serde_json` has
 //! already refused come here, so this is about explaining, never about accepting.
 
-/// The first error in `text` as Python's decoder reports it: its position in characters, and its message. `None`
-/// when Python would accept the text (`NaN`, a lone surrogate, a number too large) or gives up on its depth.
-pub(crate) fn explain(text: &str) -> Option<(usize, &'static str)> {
+/// What Python's decoder says of a text.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Explanation {
+    /// The first error: its position in characters, and its message.
+    At(usize, &'static str),
+    /// Nested deeper than Python follows.
+    TooDeep,
+    /// Nothing: it would accept `NaN`, a lone surrogate, a number too large.
+    Accepted,
+}
+
+/// The first error in `text` as Python's decoder reports it.
+pub(crate) fn explain(text: &str) -> Explanation {
     let mut scanner = Scanner { rest: text.chars(), at: 0 };
     scanner.skip_space();
     let outcome = scanner.value(0).and_then(|()| {
@@ -16,13 +26,14 @@ pub(crate) fn explain(text: &str) -> Option<(usize, &'static str)> {
         }
     });
     match outcome {
-        Err(Stop::Fault(at, message)) => Some((at, message)),
-        Err(Stop::TooDeep) | Ok(()) => None,
+        Err(Stop::Fault(at, message)) => Explanation::At(at, message),
+        Err(Stop::TooDeep) => Explanation::TooDeep,
+        Ok(()) => Explanation::Accepted,
     }
 }
 
-/// `serde_json` refuses more than 128 levels, with an answer of its own.
-const MAX_DEPTH: usize = 130;
+/// Levels that Python follows, about.
+const MAX_DEPTH: usize = 990;
 
 enum Stop {
     Fault(usize, &'static str),
@@ -195,23 +206,23 @@ impl Scanner<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::explain;
+    use super::{Explanation, explain};
 
     #[test]
     fn texts_that_python_accepts_have_no_explanation() {
         for text in ["NaN", "[-Infinity]", r#""\ud800""#, "1e999", "{}", " [1, 2.5e-3, \"x\"] "] {
-            assert_eq!(explain(text), None, "{text}");
+            assert_eq!(explain(text), Explanation::Accepted, "{text}");
         }
-        assert_eq!(explain(&"[".repeat(100_000)), None);
+        assert_eq!(explain(&"[".repeat(100_000)), Explanation::TooDeep);
     }
 
     #[test]
     fn positions_count_characters_not_bytes() {
-        assert_eq!(explain(r#"{"안녕":}"#), Some((6, "Expecting value")));
+        assert_eq!(explain(r#"{"안녕":}"#), Explanation::At(6, "Expecting value"));
     }
 
     #[test]
     fn an_escape_needs_a_character_behind_it() {
-        assert_eq!(explain(r#""\u0041"#), Some((2, "Invalid \\uXXXX escape")));
+        assert_eq!(explain(r#""\u0041"#), Explanation::At(2, "Invalid \\uXXXX escape"));
     }
 }

@@ -1,0 +1,36 @@
+//! The service from outside: over HTTP, on a real port, against an upstream that is a real server.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::as_conversions,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::too_many_lines,
+    unreachable_pub,
+    missing_debug_implementations,
+    reason = "a test stops at what it does not expect"
+)]
+
+mod support;
+
+mod awkward_bytes;
+mod chat;
+mod cors;
+mod demo;
+mod documents;
+mod fastapi_parity;
+mod health;
+mod layers;
+mod limits;
+mod logs;
+mod models;
+mod parameters;
+mod process;
+mod request_ids;
+mod shutdown;
+mod two_apps;
+mod upstream_failures;

@@ -1,0 +1,161 @@
+//! What the tests stand on: the service on a real port, an upstream that does as it is told, and the log.
+
+pub mod log;
+pub mod upstream;
+
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+
+use ai_service::{
+    config::{Config, Variables},
+    server::App,
+};
+use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+pub use upstream::{Play, ScriptedUpstream};
+
+/// The key with which every test's service asks its upstream. It must never be seen anywhere else.
+pub const CANARY_KEY: &str = "sk-canary-4f1b9c72e0";
+
+/// Longer than anything a passing test waits for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The variables that every test starts from.
+pub fn variables(upstream: &Url) -> Variables {
+    let pairs =
+        [("OPENAI_API_KEY", CANARY_KEY), ("OPENAI_BASE_URL", upstream.as_str()), ("HOST", "127.0.0.1"), ("PORT", "0")];
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
+}
+
+/// The service on a real port. It stops when it is dropped.
+pub struct TestApp {
+    pub address: SocketAddr,
+    client: reqwest::Client,
+    shutdown: CancellationToken,
+    served: Option<JoinHandle<bool>>,
+}
+
+impl TestApp {
+    /// The service with every default.
+    pub async fn start(upstream: &Url) -> Self {
+        Self::start_with(upstream, |_| {}).await
+    }
+
+    /// The service with a configuration of its own.
+    pub async fn start_with(upstream: &Url, change: impl FnOnce(&mut Config)) -> Self {
+        log::capture();
+        let mut config = Config::from_variables(&variables(upstream), false).expect("a valid configuration");
+        change(&mut config);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let shutdown = CancellationToken::new();
+        let app = App::new(&config).expect("an app");
+        let served = tokio::spawn(app.serve(listener, shutdown.clone()));
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
+        Self { address, client, shutdown, served: Some(served) }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {
+        let mut request = self.client.request(method, self.url(path)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        Answer::read(request.send().await.expect("an answer")).await
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.request(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// `POST /chat` with a JSON body.
+    pub async fn chat(&self, body: &Value) -> Answer {
+        self.chat_bytes(body.to_string().into_bytes()).await
+    }
+
+    /// `POST /chat` with whatever bytes.
+    pub async fn chat_bytes(&self, body: Vec<u8>) -> Answer {
+        self.request(Method::POST, "/chat", &[("content-type", "application/json")], body).await
+    }
+
+    /// Sends bytes as they are and reads until the service closes the connection.
+    pub async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.expect("a connection");
+        stream.write_all(bytes).await.expect("written");
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        // A reset after the answer is an end like any other.
+        let _ = read.expect("the connection is closed");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// Asks for the orderly end; tells whether everything finished.
+    pub fn stop(&mut self) -> JoinHandle<bool> {
+        self.shutdown.cancel();
+        self.served.take().expect("not stopped before")
+    }
+}
+
+impl Drop for TestApp {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    async fn read(response: Response) -> Self {
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = response.bytes().await.expect("a whole body").to_vec();
+        Self { status, headers, body }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8(self.body.clone()).expect("UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().expect("ASCII"))
+    }
+
+    /// That this is an error in the contract's form, and its `detail` and `code`.
+    #[track_caller]
+    pub fn error(&self, status: u16) -> (Value, String) {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text());
+        assert_eq!(self.header("content-type"), Some("application/json"));
+        let body = self.json();
+        let keys: Vec<_> = body.as_object().expect("an object").keys().map(String::as_str).collect();
+        assert_eq!(keys, ["code", "detail", "request_id"]);
+        assert_eq!(body["request_id"].as_str(), self.header("x-request-id"));
+        (body["detail"].clone(), body["code"].as_str().expect("a code").to_owned())
+    }
+}
+
+/// That `text` is a moment as the original writes it: `2026-11-22T23:17:31.899397`.
+#[track_caller]
+pub fn assert_timestamp(value: &Value) {
+    let text = value.as_str().expect("a string");
+    chrono::NaiveDateTime::parse_from_str(text, "%Y-%m-%dT%H:%M:%S%.6f").unwrap_or_else(|e| panic!("{text}: {e}"));
+    assert_eq!(text.len(), "2026-11-22T23:17:31.899397".len(), "{text}");
+}

@@ -1,0 +1,226 @@
+//! An upstream that does as it is told: a real server whose every byte, pause and break is scripted.
+
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+    task::JoinHandle,
+};
+use url::Url;
+
+/// One step of an answer.
+#[derive(Clone, Debug)]
+pub enum Play {
+    /// These bytes, in a packet of their own.
+    Send(Vec<u8>),
+    /// Nothing for a while.
+    Pause(Duration),
+    /// Nothing until [`ScriptedUpstream::release`].
+    Hold,
+    /// The connection ends in good order.
+    Close,
+    /// The connection breaks.
+    Reset,
+    /// Nothing until the other side leaves.
+    Silence,
+}
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// `POST /v1/chat/completions`
+    pub line: String,
+    /// Lower-case names.
+    pub headers: Vec<(String, String)>,
+    pub body: Value,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+#[derive(Default)]
+struct Shared {
+    scripts: Mutex<VecDeque<Vec<Play>>>,
+    seen: Mutex<Vec<Seen>>,
+    arrived: Notify,
+    release: Notify,
+    left: Notify,
+}
+
+/// The upstream. It stops when it is dropped.
+pub struct ScriptedUpstream {
+    pub base_url: Url,
+    shared: Arc<Shared>,
+    task: JoinHandle<()>,
+}
+
+impl ScriptedUpstream {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+        let shared = Arc::new(Shared::default());
+        let task = tokio::spawn({
+            let shared = Arc::clone(&shared);
+            async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    let shared = Arc::clone(&shared);
+                    tokio::spawn(async move {
+                        // However a connection ends: the service under test sees it and answers.
+                        let _ = converse(stream, &shared).await;
+                    });
+                }
+            }
+        });
+        Self { base_url: Url::parse(&base_url).expect("a URL"), shared, task }
+    }
+
+    /// What to do with the next request that has no script yet. Without one it gets [`answer`].
+    pub fn then(&self, script: impl IntoIterator<Item = Play>) -> &Self {
+        self.shared.scripts.lock().expect("scripts").push_back(script.into_iter().collect());
+        self
+    }
+
+    /// The next request gets this status and body.
+    pub fn then_status(&self, status: u16, headers: &str, body: &str) -> &Self {
+        self.then([Play::Send(response(status, headers, body))])
+    }
+
+    /// The next request gets this JSON with status 200.
+    pub fn then_json(&self, body: &Value) -> &Self {
+        self.then_status(200, "", &body.to_string())
+    }
+
+    /// Every request so far.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().expect("seen").clone()
+    }
+
+    /// Waits until `count` requests have arrived.
+    pub async fn arrived(&self, count: usize) {
+        let wait = async {
+            while self.seen().len() < count {
+                let arrival = self.shared.arrived.notified();
+                if self.seen().len() < count {
+                    arrival.await;
+                }
+            }
+        };
+        tokio::time::timeout(super::PATIENCE, wait).await.expect("the requests arrive");
+    }
+
+    /// Lets one [`Play::Hold`] go on.
+    pub fn release(&self) {
+        self.shared.release.notify_one();
+    }
+
+    /// Waits until the other side has left a connection in [`Play::Silence`].
+    pub async fn left(&self) {
+        tokio::time::timeout(super::PATIENCE, self.shared.left.notified()).await.expect("the connection is closed");
+    }
+}
+
+impl Drop for ScriptedUpstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A whole answer with that text, as OpenAI gives it.
+pub fn answer(text: &str) -> Value {
+    json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1767225600, "model": "gpt-4o-2024-08-06",
+        "choices": [{
+            "index": 0,
+            "message": {"role": "assistant", "content": text, "refusal": null, "annotations": []},
+            "logprobs": null, "finish_reason": "stop",
+        }],
+        "usage": {
+            "prompt_tokens": 10, "completion_tokens": 15, "total_tokens": 25,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        },
+        "service_tier": "default", "system_fingerprint": "fp_1",
+    })
+}
+
+/// The bytes of a response. `headers` are whole lines.
+pub fn response(status: u16, headers: &str, body: &str) -> Vec<u8> {
+    let content_type =
+        if headers.to_lowercase().contains("content-type:") { "" } else { "content-type: application/json\r\n" };
+    let length = body.len();
+    format!("HTTP/1.1 {status} X\r\n{content_type}{headers}content-length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut unread = Vec::new();
+    loop {
+        let Some(seen) = read_request(&mut stream, &mut unread).await? else { return Ok(()) };
+        let is_models = seen.line.ends_with("/models");
+        shared.seen.lock().expect("seen").push(seen);
+        shared.arrived.notify_waiters();
+        let script = shared.scripts.lock().expect("scripts").pop_front();
+        let script = script.unwrap_or_else(|| {
+            let models = json!({"object": "list", "data": [{"id": "gpt-4o", "object": "model", "created": 5}]});
+            let body = if is_models { models } else { answer("안녕하세요! 무엇을 도와드릴까요?") };
+            vec![Play::Send(response(200, "", &body.to_string()))]
+        });
+        for step in script {
+            match step {
+                Play::Send(bytes) => stream.write_all(&bytes).await?,
+                Play::Pause(time) => tokio::time::sleep(time).await,
+                Play::Hold => shared.release.notified().await,
+                Play::Close => return stream.shutdown().await,
+                Play::Reset => {
+                    // With nothing to linger for, closing sends RST.
+                    stream.set_zero_linger()?;
+                    return Ok(());
+                }
+                Play::Silence => {
+                    let mut rest = [0; 64];
+                    while !matches!(stream.read(&mut rest).await, Ok(0) | Err(_)) {}
+                    shared.left.notify_one();
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+async fn read_request(stream: &mut TcpStream, unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {
+    let head_end = loop {
+        if let Some(at) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
+            break at + 4;
+        }
+        if stream.read_buf(unread).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let head = String::from_utf8_lossy(&unread[..head_end]).into_owned();
+    let mut lines = head.lines();
+    let line = lines.next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();
+    let headers: Vec<_> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+        .collect();
+    let length =
+        headers.iter().find(|(name, _)| name == "content-length").map_or(0, |(_, n)| n.parse().expect("a length"));
+    while unread.len() < head_end + length {
+        if stream.read_buf(unread).await? == 0 {
+            return Ok(None);
+        }
+    }
+    let body: Vec<u8> = unread.drain(..head_end + length).skip(head_end).collect();
+    let body = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).expect("JSON") };
+    Ok(Some(Seen { line, headers, body }))
+}

@@ -92,7 +92,7 @@ fn connection_builder(limits: Limits) -> http1::Builder {
     // Without a timer hyper's time limit would silently not exist.
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.head_time)
-        .max_buf_size(MAX_HEAD_BYTES)
+        .max_header_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS);
     http
 }

@@ -25,6 +25,7 @@ use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
                        programs and `request_id` for the log.",
         license(name = "MIT", identifier = "MIT"),
     ),
+    components(schemas(ErrorDocument, ValidationErrorDocument)),
     servers((url = "/", description = "This service")),
     tags(
         (name = "chat", description = "Questions and answers"),

@@ -75,14 +75,15 @@ impl ApiError {
         }
     }
 
+    /// How long the caller should wait, where waiting helps.
     fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Chat { error: ChatError(error), .. } => match error {
-                UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
-                    Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
-                }
-                _ => None,
-            },
+        let Self::Chat { error: ChatError(error), .. } = self else {
+            return None;
+        };
+        match error {
+            UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
+                Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
+            }
             _ => None,
         }
     }
@@ -97,15 +98,15 @@ impl ApiError {
 
     /// More than the code says, for the log: never words of the caller or of the upstream.
     pub(crate) fn reason(&self) -> Option<String> {
-        match self {
-            Self::Chat { error: ChatError(error), .. } => match error {
-                UpstreamError::ContextTooLong(_)
-                | UpstreamError::InvalidRequest(_)
-                | UpstreamError::ModelNotFound(_)
-                | UpstreamError::RateLimited { .. } => None,
-                error => Some(error.to_string()),
-            },
-            _ => None,
+        let Self::Chat { error: ChatError(error), .. } = self else {
+            return None;
+        };
+        match error {
+            UpstreamError::ContextTooLong(_)
+            | UpstreamError::InvalidRequest(_)
+            | UpstreamError::ModelNotFound(_)
+            | UpstreamError::RateLimited { .. } => None,
+            error => Some(error.to_string()),
         }
     }
 

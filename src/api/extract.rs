@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::{FromRef, FromRequest, Request},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -68,7 +68,7 @@ enum BodyKind {
 
 /// What the headers say of the body.
 fn body_kind(headers: &HeaderMap) -> Result<BodyKind, ApiError> {
-    let encoding = headers.get(header::CONTENT_ENCODING).map(|value| value.as_bytes());
+    let encoding = headers.get(header::CONTENT_ENCODING).map(HeaderValue::as_bytes);
     if !matches!(encoding, None | Some(b"" | b"identity")) {
         return Err(ApiError::UnsupportedMediaType("a compressed body is not accepted"));
     }

@@ -73,25 +73,31 @@ pub(super) fn transport_failure(error: &reqwest::Error, connect_limit: Duration)
     UpstreamError::Interrupted
 }
 
-/// Looks for the cause at the bottom of the chain: rustls wraps its errors in `io::ErrorKind::InvalidData`, and
-/// the resolver's have no system error number.
+/// Looks for the cause at the bottom of the chain.
 fn connect_failure(error: &reqwest::Error) -> ConnectFailure {
     let mut source = error.source();
-    let mut deepest_io = None;
+    let mut kind = io::ErrorKind::Other;
     while let Some(cause) = source {
-        if let Some(found) = cause.downcast_ref::<io::Error>() {
-            deepest_io = Some(found);
-        }
         // hyper-util says this of its resolver; it has no type of its own that could be asked.
         if cause.to_string().starts_with("dns error") {
             return ConnectFailure::UnknownHost;
         }
+        if let Some(found) = cause.downcast_ref::<io::Error>() {
+            kind = innermost(found).kind();
+        }
         source = cause.source();
     }
-    match deepest_io.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) => ConnectFailure::Tls,
+    match kind {
+        // Rustls reports its own errors as invalid data, and a peer that hangs up in the handshake as an early end.
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => ConnectFailure::Tls,
         _ => ConnectFailure::Refused,
     }
+}
+
+/// An `io::Error` may wrap another one, which its `source` skips.
+fn innermost(error: &io::Error) -> &io::Error {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<io::Error>());
+    inner.map_or(error, innermost)
 }
 
 #[cfg(test)]

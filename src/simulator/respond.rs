@@ -154,7 +154,7 @@ fn answered(model: &str, said: &Prebuilt, usage: &str, act: Option<Act>) -> Resp
             br#"{"error":{"message":"The server had an error.","type":"server_error","param":null,"code":null}}"#,
         )),
         Some(Act::Truncated | Act::Malformed) => ok(half),
-        Some(Act::Cut) => response("application/json", stream::iter([Ok(half), Err(broken())])),
+        Some(Act::Cut) => response("application/json", stream::iter([Ok(half)]).chain(stream::once(broken()))),
         Some(Act::Stall) => response("application/json", stream::iter([Ok(half)]).chain(silence())),
         _ => ok(body),
     }
@@ -180,23 +180,21 @@ fn streamed(
     if is_cut_short {
         events.truncate(middle.max(1));
     }
-    let mut tail: Vec<io::Result<Bytes>> = Vec::new();
+    let mut tail = Vec::new();
     match act {
-        Some(Act::Cut) => tail.push(Err(broken())),
-        Some(Act::ErrorInside) => tail.push(Ok(Bytes::from_static(
+        Some(Act::ErrorInside) => tail.push(Bytes::from_static(
             b"data: {\"error\":{\"message\":\"The server had an error.\",\"type\":\"server_error\",\"param\":null,\
               \"code\":null}}\n\n",
-        ))),
-        Some(Act::Malformed) => tail.push(Ok(Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"cont\n\n"))),
-        Some(Act::Truncated | Act::Stall) => {}
-        Some(Act::Empty) => tail.push(Ok(replies::event(model, &json!({}), Some("length")))),
-        _ => tail.push(Ok(said.finish)),
+        )),
+        Some(Act::Malformed) => tail.push(Bytes::from_static(b"data: {\"choices\":[{\"delta\":{\"cont\n\n")),
+        Some(Act::Cut | Act::Truncated | Act::Stall) => {}
+        Some(Act::Empty) => tail.push(replies::event(model, &json!({}), Some("length"))),
+        _ => tail.push(said.finish),
     }
     if !is_cut_short {
-        tail.extend(usage.map(|usage| Ok(replies::usage_event(model, &usage))));
-        tail.push(Ok(Bytes::from_static(b"data: [DONE]\n\n")));
+        tail.extend(usage.map(|usage| replies::usage_event(model, &usage)));
+        tail.push(Bytes::from_static(b"data: [DONE]\n\n"));
     }
-    let stalls = act == Some(Act::Stall);
     response(
         "text/event-stream; charset=utf-8",
         async_stream::stream! {
@@ -207,17 +205,21 @@ fn streamed(
                 yield Ok(event);
             }
             for event in tail {
-                yield event;
+                yield Ok(event);
             }
-            if stalls {
-                pending::<()>().await;
+            match act {
+                Some(Act::Cut) => yield broken().await,
+                Some(Act::Stall) => pending().await,
+                _ => {}
             }
         },
     )
 }
 
-fn broken() -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
+/// The break of a connection, a moment after what came before it: what is not yet sent would be lost with it.
+async fn broken() -> io::Result<Bytes> {
+    sleep(Duration::from_millis(10)).await;
+    Err(io::ErrorKind::ConnectionReset.into())
 }
 
 fn silence() -> impl Stream<Item = io::Result<Bytes>> {

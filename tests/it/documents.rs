@@ -1,1 +1,101 @@
-//! todo
+//! `/docs`, `/redoc` and `/openapi.json`, as far as no browser is needed.
+
+use serde_json::Value;
+
+use crate::support::{ScriptedUpstream, TestApp};
+
+async fn document() -> Value {
+    let upstream = ScriptedUpstream::start().await;
+    TestApp::start(&upstream.base_url).await.get("/openapi.json").await.json()
+}
+
+#[tokio::test]
+async fn the_openapi_document_is_this_one() {
+    insta::assert_json_snapshot!("openapi", document().await);
+}
+
+fn operations(document: &Value) -> impl Iterator<Item = (String, &Value)> {
+    document["paths"].as_object().unwrap().iter().flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().map(move |(method, operation)| (format!("{method} {path}"), operation))
+    })
+}
+
+#[tokio::test]
+async fn every_operation_has_a_summary_examples_and_its_errors() {
+    let document = document().await;
+    assert_eq!(document["openapi"], "3.1.0");
+    let schema_of = |content: &Value| {
+        let schema = &content["content"]["application/json"]["schema"];
+        let name = schema["$ref"].as_str().unwrap_or_else(|| panic!("{content}"));
+        document.pointer(name.trim_start_matches('#')).unwrap_or_else(|| panic!("{name}")).clone()
+    };
+    let mut count = 0;
+    for (name, operation) in operations(&document) {
+        count += 1;
+        for field in ["summary", "operationId"] {
+            assert!(operation[field].as_str().is_some_and(|text| !text.is_empty()), "{name} {field}");
+        }
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(responses.contains_key("200") && responses.contains_key("500"), "{name}");
+        for (status, response) in responses {
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{name} {status}");
+            assert!(schema_of(response).get("example").is_some(), "{name} {status} has no example");
+        }
+        if let Some(body) = operation.get("requestBody") {
+            assert!(schema_of(body).get("example").is_some(), "{name} has no example request");
+            let all = ["400", "404", "408", "413", "415", "422", "429", "500", "502", "503", "504"];
+            assert!(all.iter().all(|status| responses.contains_key(*status)), "{name}");
+        }
+    }
+    assert_eq!(count, 4);
+}
+
+#[tokio::test]
+async fn the_example_request_is_accepted() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    let example = document().await["components"]["schemas"]["ChatRequest"]["example"].clone();
+    assert_eq!(app.chat(&example).await.status, 200);
+    assert_eq!(upstream.seen()[0].body["messages"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn the_pages_and_their_files_come_from_the_service() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    for page in ["/docs", "/redoc"] {
+        let answer = app.get(page).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, Some("text/html; charset=utf-8")));
+        let html = answer.text();
+        assert!(!html.contains("http://") && !html.contains("https://"), "{html}");
+        let named = html.split(['"']).filter(|part| part.starts_with('/'));
+        for file in named {
+            assert_eq!(app.get(file).await.status, 200, "{file}");
+        }
+    }
+    let script = app.get("/redoc/redoc.standalone.js").await.text();
+    assert!(script.len() > 500_000, "the whole script");
+    assert!(!script.contains("cdn.redoc.ly") && !script.contains("redoc.standalone.js.map"));
+    assert!(app.get("/docs/assets/swagger-initializer.js").await.text().contains("\"validatorUrl\": \"none\""));
+    for missing in ["/docs/assets/nope.js", "/docs/assets/..%2f..%2fCargo.toml", "/docs/", "/docs/assets/"] {
+        app.get(missing).await.error(404);
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs openapi-spec-validator from PyPI; run by make test"]
+async fn the_openapi_document_is_valid() {
+    let validator = std::env::var("OPENAPI_SPEC_VALIDATOR").expect("make test says where the validator is");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("openapi.json");
+    let document = document().await;
+    std::fs::write(&file, document.to_string()).unwrap();
+    let validate = || std::process::Command::new(&validator).arg(&file).output().unwrap();
+    let output = validate();
+    assert!(output.status.success(), "{output:?}");
+    // That the validator can say no.
+    let mut broken = document;
+    broken["paths"]["/chat"]["post"]["responses"]["200"].as_object_mut().unwrap().remove("description");
+    std::fs::write(&file, broken.to_string()).unwrap();
+    assert!(!validate().status.success());
+}

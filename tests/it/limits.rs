@@ -1,1 +1,112 @@
-//! todo
+//! Bounds on what a request may use up.
+
+use std::time::Duration;
+
+use reqwest::Method;
+
+use crate::support::{ScriptedUpstream, TestApp};
+
+fn head(app: &TestApp, headers: &str) -> Vec<u8> {
+    let host = app.address;
+    format!("POST /chat HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n{headers}\r\n").into_bytes()
+}
+
+#[tokio::test]
+async fn a_body_at_the_limit_is_read_and_one_byte_more_is_413() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.limits.body_bytes = 10_000).await;
+    let body = |length: usize| {
+        let frame = r#"{"message":""}"#.len();
+        format!(r#"{{"message":"{}"}}"#, "x".repeat(length - frame)).into_bytes()
+    };
+    assert_eq!(app.chat_bytes(body(10_000)).await.status, 200);
+    let (detail, code) = app.chat_bytes(body(10_001)).await.error(413);
+    assert_eq!((detail.as_str().unwrap(), code.as_str()), ("the body is larger than 10000 bytes", "body_too_large"));
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a_body_announced_too_large_is_refused_before_it_is_sent() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    for length in ["2097153", "99999999999999999999"] {
+        let answer = app.raw(&head(&app, &format!("Content-Length: {length}\r\n"))).await;
+        let expected = if length.len() > 10 { "HTTP/1.1 4" } else { "HTTP/1.1 413 " };
+        assert!(answer.starts_with(expected), "{answer}");
+    }
+    let expect = head(&app, "Content-Length: 2097153\r\nExpect: 100-continue\r\n");
+    let answer = app.raw(&expect).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "no 100 first: {answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_without_a_length_is_refused_when_it_crosses_the_limit() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.limits.body_bytes = 10_000).await;
+    let mut bytes = head(&app, "Transfer-Encoding: chunked\r\n");
+    for _ in 0..11 {
+        bytes.extend_from_slice(format!("3e8\r\n{}\r\n", "x".repeat(1000)).as_bytes());
+    }
+    let answer = app.raw(&bytes).await;
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_408() {
+    let upstream = ScriptedUpstream::start().await;
+    let app =
+        TestApp::start_with(&upstream.base_url, |config| config.limits.body_time = Duration::from_millis(150)).await;
+    let mut bytes = head(&app, "Content-Length: 100\r\n");
+    bytes.extend_from_slice(b"{\"message\":");
+    let answer = app.raw(&bytes).await;
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\"code\":\"body_timeout\"") && answer.contains("connection: close"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_come_closes_the_connection() {
+    let upstream = ScriptedUpstream::start().await;
+    let app =
+        TestApp::start_with(&upstream.base_url, |config| config.limits.head_time = Duration::from_millis(150)).await;
+    for bytes in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nX-Slow: 1\r\n"] {
+        assert_eq!(app.raw(bytes).await.matches("200 OK").count(), 0);
+    }
+    let kept = format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", app.address);
+    assert_eq!(app.raw(kept.as_bytes()).await.matches("HTTP/1.1 200 OK").count(), 1, "then it is closed");
+}
+
+#[tokio::test]
+async fn heads_are_bounded_in_size_and_number() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    let many: String = (0..100).map(|n| format!("X-{n}: 1\r\n")).collect();
+    let large = format!("X-Large: {}\r\n", "x".repeat(40_000));
+    for headers in [many, large] {
+        let answer = app.raw(&head(&app, &headers)).await;
+        assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn unknown_paths_and_wrong_methods_get_the_originals_answers() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    for path in ["/nope", "/chat/", "//chat", "/Chat", "/docs/x/y", "/%ff", "/..%2f", "/chat%00"] {
+        let (detail, code) = app.request(Method::POST, path, &[], Vec::new()).await.error(404);
+        assert_eq!((detail.as_str().unwrap(), code.as_str()), ("Not Found", "not_found"), "{path}");
+    }
+    for (method, path, allow) in [
+        (Method::GET, "/chat", "POST"),
+        (Method::POST, "/", "GET,HEAD"),
+        (Method::DELETE, "/models", "GET,HEAD"),
+        (Method::PUT, "/openapi.json", "GET,HEAD"),
+        (Method::TRACE, "/health", "GET,HEAD"),
+        (Method::from_bytes(b"FOO").unwrap(), "/docs", "GET,HEAD"),
+    ] {
+        let answer = app.request(method, path, &[], Vec::new()).await;
+        let (detail, code) = answer.error(405);
+        assert_eq!((detail.as_str().unwrap(), code.as_str()), ("Method Not Allowed", "method_not_allowed"));
+        assert_eq!(answer.header("allow"), Some(allow), "{path}");
+    }
+}

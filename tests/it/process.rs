@@ -1,1 +1,218 @@
-//! todo
+//! The binary itself: arguments, exit codes, signals, what it says at start.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    net::TcpListener,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::support::{PATIENCE, ScriptedUpstream};
+
+fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ai-service"));
+    // Nothing of this machine's environment, and no .env of this directory.
+    command.env_clear().current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    command().args(arguments).envs(variables.iter().copied()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A running service. It is ended when it is dropped.
+struct Running {
+    child: Child,
+    /// What it said up to the line that names its address.
+    first_line: String,
+    rest: BufReader<std::process::ChildStdout>,
+    port: u16,
+}
+
+impl Running {
+    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let mut command = command();
+        command.args(arguments).env("HOST", "127.0.0.1").env("PORT", "0").envs(variables.iter().copied());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut rest = BufReader::new(child.stdout.take().unwrap());
+        let mut first_line = String::new();
+        rest.read_line(&mut first_line).unwrap();
+        let after = first_line.split("listening=").nth(1).unwrap_or_else(|| panic!("{first_line}"));
+        let address = after.split_whitespace().next().unwrap();
+        let port = address.rsplit(':').next().unwrap().parse().unwrap();
+        Self { child, first_line, rest, port }
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits for the end; the exit code and the rest of the log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        let status = loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut rest = String::new();
+        self.rest.read_to_string(&mut rest).unwrap();
+        (status.code(), rest)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn without_a_key_it_does_not_start_and_says_everything_that_is_wrong() {
+    let output = run(&[], &[("PORT", "x"), ("LOG_LEVEL", "loud")]);
+    assert_eq!(output.status.code(), Some(64));
+    let said = text(&output.stderr);
+    for problem in ["OPENAI_API_KEY", "PORT", "LOG_LEVEL"] {
+        assert!(said.contains(problem), "{said}");
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn wrong_arguments_are_explained() {
+    for arguments in [&["--dmeo"][..], &["--demo", "extra"], &["healthcheck", "x"]] {
+        let output = run(arguments, &[]);
+        assert_eq!(output.status.code(), Some(64));
+        assert!(text(&output.stderr).contains("ai-service --demo"));
+    }
+    assert_eq!(text(&run(&["--version"], &[]).stdout), concat!("ai-service ", env!("CARGO_PKG_VERSION"), "\n"));
+    assert!(text(&run(&["--help"], &[]).stdout).contains("healthcheck"));
+}
+
+#[test]
+fn a_broken_env_file_is_named_and_not_quoted() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), "OPENAI_API_KEY='sk-canary-unfinished\n").unwrap();
+    let output = command().current_dir(dir.path()).output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = text(&output.stderr);
+    assert!(said.contains(".env") && !said.contains("canary"), "{said}");
+}
+
+#[test]
+fn the_environment_wins_over_the_env_file() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), "OPENAI_API_KEY=sk-canary\nLOG_FORMAT=xml\nLOG_LEVEL=loud\n").unwrap();
+    let output = command().current_dir(dir.path()).env("LOG_FORMAT", "json").output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("LOG_LEVEL") && !said.contains("LOG_FORMAT") && !said.contains("OPENAI_API_KEY"), "{said}");
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_it() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let output = run(&["--demo"], &[("HOST", "127.0.0.1"), ("PORT", &port)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("cannot listen on 127.0.0.1:{port}")));
+}
+
+#[test]
+fn the_start_says_where_it_listens_the_docs_and_the_upstream_and_not_the_key() {
+    let variables = [("OPENAI_API_KEY", "sk-canary"), ("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")];
+    let service = Running::start(&[], &variables);
+    let line = service.first_line.clone();
+    let docs = format!("http://127.0.0.1:{}/docs", service.port);
+    assert!(line.contains(&docs) && line.contains("http://127.0.0.1:1/v1"), "{line}");
+    service.signal("-TERM");
+    let (code, rest) = service.end();
+    assert_eq!(code, Some(0));
+    assert!(!rest.contains("WARN"), "on loopback there is nothing to warn of: {rest}");
+    assert!(!line.contains("canary") && !rest.contains("canary"));
+}
+
+#[test]
+fn beyond_loopback_it_warns_that_nothing_protects_it() {
+    let service = Running::start(&["--demo"], &[("HOST", "0.0.0.0")]);
+    assert!(service.first_line.contains("(simulated)"), "{}", service.first_line);
+    assert!(service.first_line.contains(&format!("http://localhost:{}/docs", service.port)));
+    service.signal("-INT");
+    let (code, rest) = service.end();
+    assert_eq!(code, Some(0));
+    assert!(rest.contains("WARN") && rest.contains("nothing protecting it"), "{rest}");
+}
+
+#[test]
+fn the_health_check_tells_a_running_service_from_none() {
+    let service = Running::start(&["--demo"], &[]);
+    let port = service.port.to_string();
+    let variables = [("HOST", "0.0.0.0"), ("PORT", port.as_str())];
+    let output = run(&["healthcheck"], &variables);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).starts_with(r#"{"status":"healthy","#), "{output:?}");
+    service.signal("-TERM");
+    service.end();
+    assert_eq!(run(&["healthcheck"], &variables).status.code(), Some(1));
+    assert_eq!(run(&["healthcheck"], &[("PORT", "x")]).status.code(), Some(64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_a_running_answer_finish_and_a_second_one_does_not_wait() {
+    use crate::support::{
+        Play,
+        upstream::{answer, response},
+    };
+    let upstream = ScriptedUpstream::start().await;
+    let variables = [("OPENAI_API_KEY", "sk-x"), ("OPENAI_BASE_URL", upstream.base_url.as_str())];
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let call = |port: u16| {
+        let request = client.post(format!("http://127.0.0.1:{port}/chat")).header("content-type", "application/json");
+        tokio::spawn(request.body(r#"{"message":"x"}"#).send())
+    };
+
+    upstream.then([Play::Hold, Play::Send(response(200, "", &answer("to the end").to_string()))]);
+    let service = Running::start(&[], &variables);
+    let running = call(service.port);
+    upstream.arrived(1).await;
+    service.signal("-TERM");
+    upstream.release();
+    assert!(running.await.unwrap().unwrap().text().await.unwrap().contains("to the end"));
+    let (code, rest) = service.end();
+    assert_eq!(code, Some(0));
+    assert!(rest.contains("everything_finished=true"), "{rest}");
+
+    upstream.then([Play::Silence]);
+    let mut service = Running::start(&[], &variables);
+    let running = call(service.port);
+    upstream.arrived(2).await;
+    service.signal("-TERM");
+    let mut line = String::new();
+    while !line.contains("stopping") {
+        line.clear();
+        assert!(service.rest.read_line(&mut line).unwrap() > 0);
+    }
+    service.signal("-TERM");
+    assert_eq!(service.end().0, Some(143));
+    assert!(running.await.unwrap().is_err());
+}
+
+#[test]
+fn logs_are_json_when_asked_for() {
+    let mut command = command();
+    command.arg("--demo").envs([("HOST", "127.0.0.1"), ("PORT", "0"), ("LOG_FORMAT", "json")]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!((&line["level"], line["message"].as_str().unwrap().starts_with("ai-service")), (&"INFO".into(), true));
+}

@@ -455,8 +455,8 @@ impl Config {
         let mut warnings = Vec::new();
         if !self.listen.is_loopback() {
             warnings.push(
-                "listening beyond this machine with nothing protecting it: whoever reaches this port spends \
-                 the key's money; set HOST=127.0.0.1 or put a proxy that authenticates in front",
+                "listening beyond this machine with nothing protecting it: whoever reaches this port chats at \
+                 this service's expense; set HOST=127.0.0.1 or put a proxy that authenticates in front",
             );
         }
         let url = &self.upstream.base_url;
@@ -489,6 +489,8 @@ mod tests {
         assert_eq!(config.upstream.base_url.as_str(), OPENAI_BASE_URL);
         let defaults = Defaults { model: "gpt-3.5-turbo".into(), temperature: 0.7, max_tokens: 2000 };
         assert_eq!(config.defaults, defaults);
+        let Timeouts { connect, first_byte, total, models } = config.upstream.timeouts;
+        assert_eq!([connect, first_byte, total, models].map(|time| time.as_secs()), [5, 60, 600, 5]);
         assert_eq!(config.cors, AllowedOrigins::Any);
         assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
     }

@@ -33,15 +33,22 @@ pub(crate) fn router(state: AppState, origins: &AllowedOrigins) -> Router {
         .merge(chat::router())
         .merge(models::router())
         .split_for_parts();
+    layered(routes.merge(docs::router(&document)), origins).with_state(state)
+}
+
+/// What stands around every route, and what answers where there is none.
+fn layered<S: Clone + Send + Sync + 'static>(routes: Router<S>, origins: &AllowedOrigins) -> Router<S> {
     routes
-        .merge(docs::router(&document))
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
         // A layer is around everything above it: the last one sees a request first.
-        .layer(CatchPanicLayer::custom(|_| ApiError::Internal.into_response()))
+        .layer(CatchPanicLayer::custom(|_| {
+            // Rust has printed the place; what the panic says may hold anything.
+            tracing::error!("a handler panicked");
+            ApiError::Internal.into_response()
+        }))
         .layer(cors(origins))
         .layer(from_fn(observe::observe))
-        .with_state(state)
 }
 
 /// Any page without credentials, or the listed ones with them.
@@ -66,5 +73,27 @@ fn cors(origins: &AllowedOrigins) -> CorsLayer {
             let list = list.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
             layer.allow_origin(AllowOrigin::list(list)).allow_credentials(true)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{body::Body, http::Request, routing::get};
+    use http_body_util::BodyExt;
+    use tower::ServiceExt;
+
+    #[tokio::test]
+    async fn a_panic_is_a_500_in_the_form_of_every_error() {
+        async fn broken() -> &'static str {
+            panic!("canary")
+        }
+        let app: Router = layered(Router::new().route("/broken", get(broken)), &AllowedOrigins::Any);
+        let request = Request::get("/broken").header("x-request-id", "panic-1").body(Body::empty()).unwrap();
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), 500);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let expected = r#"{"detail":"Internal Server Error","code":"internal","request_id":"panic-1"}"#;
+        assert_eq!(body, expected);
     }
 }

@@ -25,16 +25,16 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// A running service. It is ended when it is dropped.
-struct Running {
+pub struct Running {
     child: Child,
     /// What it said up to the line that names its address.
     first_line: String,
     rest: BufReader<std::process::ChildStdout>,
-    port: u16,
+    pub port: u16,
 }
 
 impl Running {
-    fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+    pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command();
         command.args(arguments).env("HOST", "127.0.0.1").env("PORT", "0").envs(variables.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -18,6 +18,7 @@
 mod support;
 
 mod awkward_bytes;
+mod browser;
 mod chat;
 mod cors;
 mod demo;

@@ -1,5 +1,6 @@
 //! What the tests stand on: the service on a real port, an upstream that does as it is told, and the log.
 
+pub mod browser;
 pub mod log;
 pub mod upstream;
 

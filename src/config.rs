@@ -8,6 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
     net::IpAddr,
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ pub struct Config {
     pub cors: AllowedOrigins,
     pub log: Log,
     pub limits: Limits,
+    pub streams: Streams,
 }
 
 /// Where the service listens.
@@ -60,14 +62,18 @@ pub struct Upstream {
 }
 
 /// How long the upstream may take.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// To a connection, TLS included. 5 s.
     pub connect: Duration,
-    /// To the first byte of an answer. 60 s.
-    pub first_byte: Duration,
-    /// To the last byte of an answer. 600 s.
+    /// `UPSTREAM_FIRST_TOKEN_TIMEOUT_SECONDS`: to the first word of a stream, or the first byte of a whole answer. 60 s.
+    pub first_token: Duration,
+    /// `UPSTREAM_IDLE_TIMEOUT_SECONDS`: from one meaningful event of a stream to the next. 60 s.
+    pub idle: Duration,
+    /// `UPSTREAM_TOTAL_TIMEOUT_SECONDS`: to the end of a stream. 900 s.
     pub total: Duration,
+    /// To the end of a whole answer, if `total` is not shorter. 600 s.
+    pub whole: Duration,
     /// To the model list, which `/health` waits for. 5 s.
     pub models: Duration,
 }
@@ -76,11 +82,24 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            first_byte: Duration::from_secs(60),
-            total: Duration::from_secs(600),
+            first_token: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+            total: Duration::from_secs(900),
+            whole: Duration::from_secs(600),
             models: Duration::from_secs(5),
         }
     }
+}
+
+/// How long streams are kept, and how much of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// `STREAM_TTL_SECONDS`: how long a stream can be read after its end. 600 s.
+    pub ttl: Duration,
+    /// `STREAM_ORPHAN_SECONDS`: how long a stream runs that nobody ever reads; 0 is for ever. 60 s.
+    pub orphan: Duration,
+    /// `STREAM_LOG_MAX_BYTES`: memory for the entries of all streams. 256 MiB.
+    pub max_bytes: usize,
 }
 
 /// What a request gets that does not say otherwise.
@@ -195,11 +214,15 @@ impl Config {
         let mut read = Reader::new(variables);
         let config = Self {
             listen: read.listen(),
-            upstream: if demo { Upstream::placeholder() } else { read.upstream() },
+            upstream: Upstream {
+                timeouts: read.timeouts(),
+                ..if demo { Upstream::placeholder() } else { read.upstream() }
+            },
             defaults: read.defaults(),
             cors: read.cors(),
             log: read.log(),
             limits: read.limits(),
+            streams: read.streams(),
         };
         read.finish(config)
     }
@@ -296,6 +319,31 @@ impl<'a> Reader<'a> {
             project: self.header_text("OPENAI_PROJECT_ID"),
             timeouts: Timeouts::default(),
         }
+    }
+
+    fn timeouts(&mut self) -> Timeouts {
+        let usual = Timeouts::default();
+        Timeouts {
+            first_token: self.seconds("UPSTREAM_FIRST_TOKEN_TIMEOUT_SECONDS", usual.first_token, 1..=3600),
+            idle: self.seconds("UPSTREAM_IDLE_TIMEOUT_SECONDS", usual.idle, 1..=3600),
+            total: self.seconds("UPSTREAM_TOTAL_TIMEOUT_SECONDS", usual.total, 1..=86400),
+            ..usual
+        }
+    }
+
+    fn streams(&mut self) -> Streams {
+        let bytes = |v: &str| v.parse().ok().filter(|n| *n >= 1024 * 1024);
+        Streams {
+            ttl: self.seconds("STREAM_TTL_SECONDS", Duration::from_secs(600), 1..=86400),
+            orphan: self.seconds("STREAM_ORPHAN_SECONDS", Duration::from_secs(60), 0..=86400),
+            max_bytes: self.parse("STREAM_LOG_MAX_BYTES", 256 * 1024 * 1024, "bytes, at least 1048576", bytes),
+        }
+    }
+
+    fn seconds(&mut self, name: &'static str, default: Duration, range: RangeInclusive<u64>) -> Duration {
+        let expected = format!("whole seconds from {} to {}", range.start(), range.end());
+        let seconds = |v: &str| v.parse().ok().filter(|s| range.contains(s)).map(Duration::from_secs);
+        self.parse(name, default, &expected, seconds)
     }
 
     /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
@@ -408,18 +456,12 @@ impl<'a> Reader<'a> {
 
     fn limits(&mut self) -> Limits {
         let bytes = |v: &str| v.parse().ok().filter(|n| (1024..=64 * 1024 * 1024).contains(n));
-        let seconds = |v: &str| v.parse().ok().filter(|s| *s <= 3600).map(Duration::from_secs);
         let two_mib = 2 * 1024 * 1024;
         Limits {
             body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
             head_time: Duration::from_secs(10),
             body_time: Duration::from_secs(30),
-            shutdown_grace: self.parse(
-                "SHUTDOWN_GRACE_SECONDS",
-                Duration::from_secs(30),
-                "whole seconds from 0 to 3600",
-                seconds,
-            ),
+            shutdown_grace: self.seconds("SHUTDOWN_GRACE_SECONDS", Duration::from_secs(30), 0..=3600),
         }
     }
 }
@@ -489,8 +531,9 @@ mod tests {
         assert_eq!(config.upstream.base_url.as_str(), OPENAI_BASE_URL);
         let defaults = Defaults { model: "gpt-3.5-turbo".into(), temperature: 0.7, max_tokens: 2000 };
         assert_eq!(config.defaults, defaults);
-        let Timeouts { connect, first_byte, total, models } = config.upstream.timeouts;
-        assert_eq!([connect, first_byte, total, models].map(|time| time.as_secs()), [5, 60, 600, 5]);
+        let Timeouts { connect, first_token, idle, total, whole, models } = config.upstream.timeouts;
+        let seconds = [connect, first_token, idle, total, whole, models].map(|time| time.as_secs());
+        assert_eq!(seconds, [5, 60, 60, 900, 600, 5]);
         assert_eq!(config.cors, AllowedOrigins::Any);
         assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
     }
@@ -593,6 +636,8 @@ mod tests {
         read.cors();
         read.log();
         read.limits();
+        read.timeouts();
+        read.streams();
         let asked: Vec<_> = read.asked.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(listed.keys().cloned().collect::<Vec<_>>(), asked);
 
@@ -600,7 +645,10 @@ mod tests {
         shown.remove("OPENAI_API_KEY_FILE");
         let from_example = Config::from_variables(&shown, false).unwrap();
         let from_nothing = config(&[]).unwrap();
-        let settings = |c: &Config| format!("{:?} {:?} {:?} {:?} {:?}", c.listen, c.defaults, c.cors, c.log, c.limits);
+        let settings = |c: &Config| {
+            let Config { listen, defaults, cors, log, limits, streams, upstream } = c;
+            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {:?}", upstream.timeouts)
+        };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);
     }

@@ -17,8 +17,9 @@ mod api;
 mod state;
 // 3 · what a chat is
 pub mod chat;
-// 2 · the upstream, its stand-in, the log, the health check: strangers to each other
+// 2 · the upstream, the stream log, the upstream's stand-in, the log, the health check: strangers to each other
 pub mod openai;
+pub mod streams;
 pub mod simulator;
 pub mod telemetry;
 pub mod health_check;

@@ -15,7 +15,7 @@ use std::{
 use ai_service::{
     config::{self, Config, ConfigError, Listen},
     health_check,
-    server::App,
+    server::{self, App},
     simulator::{Pace, Simulator},
     telemetry,
 };
@@ -83,7 +83,7 @@ fn serve(demo: bool) -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return fail(1, &format!("cannot log: {error}")),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match server::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("cannot start: {error}")),
     };

@@ -10,16 +10,18 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    time::{sleep, timeout},
+    runtime::{self, Runtime},
+    time::{interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     api,
-    chat::{ModelCatalog, OpenAiService},
+    chat::{ChatStreams, ModelCatalog, OpenAiService},
     config::{Config, Limits},
     openai::{Client, ClientError},
-    state::AppState,
+    state::{AppState, Closing},
+    streams::{MemoryLog, MemoryLogLimits, StreamLog},
 };
 
 /// One service: its routes, its upstream, its tasks. Several may live in one process; they share nothing.
@@ -28,6 +30,10 @@ pub struct App {
     router: Router,
     limits: Limits,
     tasks: TaskTracker,
+    streams: ChatStreams,
+    log: Arc<MemoryLog>,
+    /// Cancelled when readers of streams must go.
+    closing: CancellationToken,
 }
 
 impl App {
@@ -38,17 +44,26 @@ impl App {
     pub fn new(config: &Config) -> Result<Self, ClientError> {
         let client = Arc::new(Client::new(&config.upstream)?);
         let tasks = TaskTracker::new();
+        let closing = CancellationToken::new();
+        let settings = config.streams;
+        let log = Arc::new(MemoryLog::new(MemoryLogLimits { ttl: settings.ttl, max_bytes: settings.max_bytes }));
+        let shared: Arc<dyn StreamLog> = log.clone();
+        let streams = ChatStreams::new(shared, tasks.clone(), api::describe, settings);
         let state = AppState {
             service: OpenAiService::new(Arc::clone(&client), config.defaults.clone()),
             catalog: ModelCatalog::new(client, tasks.clone()),
+            streams: streams.clone(),
+            closing: Closing(closing.clone()),
             limits: config.limits,
         };
-        Ok(Self { router: api::router(state, &config.cors), limits: config.limits, tasks })
+        let router = api::router(state, &config.cors);
+        Ok(Self { router, limits: config.limits, tasks, streams, log, closing })
     }
 
     /// Answers on `listener` until `shutdown`, then lets running answers finish, within the grace that the
     /// configuration gives. Returns whether everything finished.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> bool {
+        self.tasks.spawn(expire(Arc::clone(&self.log), shutdown.clone()));
         let connections = TaskTracker::new();
         let http = connection_builder(self.limits);
         loop {
@@ -66,19 +81,57 @@ impl App {
         }
         // From here on new connections are refused.
         drop(listener);
+        self.end(&connections).await
+    }
+
+    /// The phases of the end, once nobody new is let in: running answers get the grace; streams that are left then end
+    /// with ERROR, their readers with a hint to come back; what is left after that is logged.
+    async fn end(&self, connections: &TaskTracker) -> bool {
         connections.close();
         self.tasks.close();
-        let grace = self.limits.shutdown_grace;
-        let finished = timeout(grace, async {
+        let everything = async {
             connections.wait().await;
             self.tasks.wait().await;
-        });
-        let finished = finished.await.is_ok();
-        if !finished {
-            tracing::warn!(?grace, connections = connections.len(), "some answers did not finish in time");
+        };
+        tokio::pin!(everything);
+        let grace = self.limits.shutdown_grace;
+        if timeout(grace, everything.as_mut()).await.is_ok() {
+            return true;
         }
-        finished
+        let streams = self.streams.stop_all();
+        let _ = timeout(LAST_WORDS, self.tasks.wait()).await;
+        self.closing.cancel();
+        let readers_left = timeout(LAST_WORDS, everything).await.is_ok();
+        tracing::warn!(?grace, streams, connections = connections.len(), readers_left, "the grace was not enough");
+        false
     }
+}
+
+/// Time for a last entry to be written, and for it to reach its readers.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Forgets old streams, now and then.
+async fn expire(log: Arc<MemoryLog>, shutdown: CancellationToken) {
+    let mut now_and_then = interval(Duration::from_secs(1));
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = now_and_then.tick() => log.expire(),
+        }
+    }
+}
+
+/// What an app runs on: every processor. On one, handing tasks from thread to thread only costs.
+///
+/// # Errors
+/// No threads to be had.
+pub fn runtime() -> io::Result<Runtime> {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let mut builder = match processors {
+        1 => runtime::Builder::new_current_thread(),
+        _ => runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build()
 }
 
 /// Most bytes of a request's head.

@@ -81,7 +81,7 @@ fn service(upstream: &str) {
     let config = Config::from_variables(&variables, false).unwrap();
     assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
     let _log = telemetry::init(config.log).unwrap();
-    Builder::new_multi_thread().enable_all().build().unwrap().block_on(async {
+    ai_service::server::runtime().unwrap().block_on(async {
         let app = App::new(&config).unwrap();
         app.serve(listener().await, CancellationToken::new()).await;
     });

@@ -1,6 +1,10 @@
 //! `POST /chat`: a message in, a whole answer out.
 
-use axum::{extract::State, response::IntoResponse};
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse, Response},
+};
 use serde::{
     Serialize,
     de::{IgnoredAny, MapAccess},
@@ -13,11 +17,12 @@ use crate::{
     api::{
         docs::ChatErrors,
         error::ApiError,
-        extract::{FromFields, Json},
+        extract::{Caller, FromFields, Json},
         observe::Spent,
+        stream,
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
     },
-    chat::{ChatRequest, OpenAiService},
+    chat::{ChatRequest, OnDisconnect, Opened},
     config::{MAX_TOKENS_LIMIT, is_model_name},
     message::{Message, Role},
     state::AppState,
@@ -34,22 +39,52 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 /// Ask a question and wait for the whole answer
 ///
 /// The model gets the system prompt, then the history, then the message. What is left out, or `null`, has the
-/// default that the service is configured with.
+/// default that the service is configured with. With `Accept: text/event-stream` the answer comes as the events of
+/// `GET /chat/stream/{stream_id}`; its START names the stream, so it can be read again there.
 #[utoipa::path(
     post, path = "/chat", tag = "chat", operation_id = "chat",
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
-    responses((status = 200, description = "The answer", body = ChatAnswerBody), ChatErrors),
+    responses(
+        (status = 200, description = "The answer", content(
+            (ChatAnswerBody = "application/json"),
+            (String = "text/event-stream", example = json!(stream::EVENTS)),
+        )),
+        ChatErrors,
+    ),
 )]
 async fn chat(
-    State(service): State<OpenAiService>,
-    Json(request): Json<ChatRequest>,
-) -> Result<impl IntoResponse, ApiError> {
-    let model = service.model_for(&request).to_owned();
-    let answer = service.chat_with_history(request).await.map_err(|error| ApiError::Chat { error, model })?;
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    Json(request): Json<StreamRequest>,
+) -> Result<Response, ApiError> {
+    if stream::accepts(&headers, "text/event-stream") {
+        return as_stream(state, caller, request).await;
+    }
+    let model = state.service.model_for(&request.chat).to_owned();
+    let answer = state.service.chat_with_history(request.chat).await;
+    let answer = answer.map_err(|error| ApiError::Chat { error, model })?;
     let usage = answer.usage.map(UsageBody::from);
     let spent = Spent { model: answer.model.clone(), usage: answer.usage };
     let body = ChatAnswerBody { response: answer.text, usage, model: answer.model, timestamp: Timestamp::now() };
-    Ok((spent, Json(body)))
+    Ok((spent, Json(body)).into_response())
+}
+
+/// The same stream as `POST /chat/stream`, begun and read in one request.
+async fn as_stream(state: AppState, caller: Caller, request: StreamRequest) -> Result<Response, ApiError> {
+    let owner = caller.0.clone();
+    let (spent, id) = stream::begin(&state.service, &state.streams, caller, request).await?;
+    match state.streams.open(id, &owner, None).await {
+        Some(Opened::Reader(reader)) => Ok((spent, stream::events(reader, state.closing.0)).into_response()),
+        Some(Opened::NothingLeft) | None => Err(ApiError::Internal),
+    }
+}
+
+/// A chat request, and what becomes of it when it is a stream and its reader leaves.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamRequest {
+    pub(crate) chat: ChatRequest,
+    pub(crate) on_disconnect: OnDisconnect,
 }
 
 /// The fields of a chat request as they came.
@@ -61,6 +96,7 @@ pub(crate) struct ChatFields<'a> {
     model: Option<Scalar<'a>>,
     temperature: Option<Scalar<'a>>,
     max_tokens: Option<Scalar<'a>>,
+    on_disconnect: Option<Scalar<'a>>,
 }
 
 impl<'de> Fields<'de> for ChatFields<'de> {
@@ -72,6 +108,7 @@ impl<'de> Fields<'de> for ChatFields<'de> {
             "model" => self.model = Some(map.next_value()?),
             "temperature" => self.temperature = Some(map.next_value()?),
             "max_tokens" => self.max_tokens = Some(map.next_value()?),
+            "on_disconnect" => self.on_disconnect = Some(map.next_value()?),
             _ => drop(map.next_value::<IgnoredAny>()?),
         }
         Ok(())
@@ -96,12 +133,12 @@ impl<'de> Fields<'de> for MessageFields<'de> {
     }
 }
 
-impl FromFields for ChatRequest {
+impl FromFields for StreamRequest {
     type Fields<'de> = ChatFields<'de>;
 
     fn from_fields(fields: ChatFields<'_>, is_empty: bool) -> Result<Self, Vec<Issue>> {
         let mut judge = Judge::new();
-        let request = Self {
+        let chat = ChatRequest {
             message: judge.required_text("message", fields.message, is_empty),
             history: history(&mut judge, fields.conversation_history),
             system_prompt: judge.optional_text("system_prompt", fields.system_prompt),
@@ -109,7 +146,8 @@ impl FromFields for ChatRequest {
             temperature: judge.optional_number("temperature", fields.temperature, 0.0..=2.0),
             max_tokens: judge.optional_integer("max_tokens", fields.max_tokens, 1..=MAX_TOKENS_LIMIT),
         };
-        judge.finish(request)
+        let on_disconnect = on_disconnect(&mut judge, fields.on_disconnect);
+        judge.finish(Self { chat, on_disconnect })
     }
 }
 
@@ -173,6 +211,20 @@ fn model(judge: &mut Judge, field: Option<Scalar<'_>>) -> Option<String> {
     Some(name)
 }
 
+fn on_disconnect(judge: &mut Judge, field: Option<Scalar<'_>>) -> OnDisconnect {
+    match field {
+        None | Some(Scalar::Null) => OnDisconnect::default(),
+        Some(Scalar::Text(name)) if name == "continue" => OnDisconnect::Continue,
+        Some(Scalar::Text(name)) if name == "cancel" => OnDisconnect::Cancel,
+        Some(_) => {
+            let expected = "'continue' or 'cancel'";
+            let issue = Issue::new("literal_error", judge.loc("on_disconnect"), format!("Input should be {expected}"));
+            judge.report(issue.ctx(json!({"expected": expected})));
+            OnDisconnect::default()
+        }
+    }
+}
+
 /// A question and what bears on its answer.
 #[derive(ToSchema)]
 #[schema(as = ChatRequest, example = json!({
@@ -204,6 +256,17 @@ pub(crate) struct ChatBody {
     /// The most tokens the answer may have. Default: `DEFAULT_MAX_TOKENS`.
     #[schema(minimum = 1, maximum = 2147483647)]
     max_tokens: Option<u32>,
+    /// Of a stream: whether it goes on when its last reader leaves.
+    #[schema(inline)]
+    on_disconnect: Option<OnDisconnectDocument>,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "describes OnDisconnect to the OpenAPI document")]
+enum OnDisconnectDocument {
+    Continue,
+    Cancel,
 }
 
 /// One message of a conversation.
@@ -250,7 +313,7 @@ struct ChatAnswerBody {
 /// Tokens as the upstream counted them.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Usage)]
-struct UsageBody {
+pub(crate) struct UsageBody {
     prompt_tokens: u64,
     completion_tokens: u64,
     total_tokens: u64,

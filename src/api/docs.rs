@@ -29,6 +29,7 @@ use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
     servers((url = "/", description = "This service")),
     tags(
         (name = "chat", description = "Questions and answers"),
+        (name = "streams", description = "Answers as they are made, at an address of their own"),
         (name = "service", description = "The service itself"),
     ),
 )]
@@ -76,12 +77,52 @@ pub(crate) enum ChatErrors {
     /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
     #[response(status = 502)]
     BadGateway(ErrorDocument),
-    /// The upstream cannot serve now: `upstream_overloaded` (see `Retry-After`), `upstream_quota`
+    /// The upstream cannot serve now: `upstream_overloaded` and `stream_log_full` (see `Retry-After`),
+    /// `upstream_quota`
     #[response(status = 503)]
     Unavailable(ErrorDocument),
-    /// The upstream took too long: `upstream_timeout`
+    /// The upstream took too long: `upstream_timeout`, `upstream_deadline`
     #[response(status = 504)]
     GatewayTimeout(ErrorDocument),
+}
+
+/// What beginning a stream can answer instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum StreamStartErrors {
+    /// The body cannot be read: `unreadable_body`, `body_interrupted`
+    #[response(status = 400)]
+    BadRequest(ErrorDocument),
+    /// The body did not arrive in time: `body_timeout`
+    #[response(status = 408)]
+    Timeout(ErrorDocument),
+    /// The body is too large: `body_too_large`
+    #[response(status = 413)]
+    TooLarge(ErrorDocument),
+    /// The body is compressed or not UTF-8: `unsupported_media_type`
+    #[response(status = 415)]
+    MediaType(ErrorDocument),
+    /// The body does not have the expected form: `invalid_request`
+    #[response(status = 422)]
+    Invalid(ValidationErrorDocument),
+    /// A bug of the service: `internal`
+    #[response(status = 500)]
+    Internal(ErrorDocument),
+    /// No room for another stream now, see `Retry-After`: `stream_log_full`
+    #[response(status = 503)]
+    Full(ErrorDocument),
+}
+
+/// What reading or stopping a stream can answer instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum StreamErrors {
+    /// No such stream: `stream_not_found`
+    #[response(status = 404)]
+    NotFound(ErrorDocument),
+    /// A bug of the service: `internal`
+    #[response(status = 500)]
+    Internal(ErrorDocument),
 }
 
 /// The pages, around a finished document.

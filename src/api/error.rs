@@ -14,9 +14,9 @@ use utoipa::ToSchema;
 
 use crate::{
     api::validation::Issue,
-    chat::ChatError,
+    chat::{ChatError, Failure},
     ids::RequestId,
-    openai::{ConnectFailure, UpstreamError},
+    openai::{ConnectFailure, Stage, UpstreamError},
 };
 
 /// Everything a caller can be refused with.
@@ -26,6 +26,12 @@ pub(crate) enum ApiError {
     NotFound,
     #[error("Method Not Allowed")]
     MethodNotAllowed,
+    /// No such stream, or another caller's, or one that has ended and cannot be stopped.
+    #[error("스트리밍 세션을 찾을 수 없습니다")]
+    StreamNotFound,
+    /// Running streams use up the memory there is for them.
+    #[error("no room for another stream")]
+    StreamLogFull,
     /// The body was read and its shape is wrong.
     #[error("the body does not have the expected form")]
     Invalid(Vec<Issue>),
@@ -64,6 +70,8 @@ impl ApiError {
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::StreamNotFound => (StatusCode::NOT_FOUND, "stream_not_found"),
+            Self::StreamLogFull => (StatusCode::SERVICE_UNAVAILABLE, "stream_log_full"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request"),
             Self::UnreadableBody => (StatusCode::BAD_REQUEST, "unreadable_body"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
@@ -77,8 +85,10 @@ impl ApiError {
 
     /// How long the caller should wait, where waiting helps.
     fn retry_after(&self) -> Option<Duration> {
-        let Self::Chat { error: ChatError(error), .. } = self else {
-            return None;
+        let error = match self {
+            Self::Chat { error: ChatError(error), .. } => error,
+            Self::StreamLogFull => return Some(DEFAULT_RETRY_AFTER),
+            _ => return None,
         };
         match error {
             UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
@@ -147,14 +157,27 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Unreachable(ConnectFailure::Tls) => (StatusCode::BAD_GATEWAY, "upstream_tls"),
         UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
         UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),
+        UpstreamError::Truncated => (StatusCode::BAD_GATEWAY, "upstream_truncated"),
         UpstreamError::Protocol(_) => (StatusCode::BAD_GATEWAY, "upstream_protocol"),
         UpstreamError::TooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_too_large"),
         UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
+        UpstreamError::Timeout { stage: Stage::Idle, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
+        UpstreamError::Timeout { stage: Stage::Total, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_deadline"),
         UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504 } => {
             (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
         }
         UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),
     }
+}
+
+/// What a failure of the upstream is called in the events of a stream.
+pub(crate) fn describe(error: &UpstreamError) -> Failure {
+    let (status, code) = upstream_kind(error);
+    let retryable = match error {
+        UpstreamError::QuotaExceeded | UpstreamError::Unauthorized | UpstreamError::TooLarge { .. } => false,
+        _ => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
+    };
+    Failure { code, status: status.as_u16(), retryable }
 }
 
 #[derive(Serialize)]

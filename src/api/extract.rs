@@ -1,9 +1,11 @@
 //! Extractors that reject with [`ApiError`], in FastAPI's form.
 
+use std::convert::Infallible;
+
 use axum::{
     body::Body,
-    extract::{FromRef, FromRequest, Request},
-    http::{HeaderMap, HeaderValue, header},
+    extract::{FromRef, FromRequest, FromRequestParts, Path, Request},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
@@ -19,7 +21,35 @@ use crate::{
         validation::{Fields, Issue, Loc, Object},
     },
     config::Limits,
+    ids::StreamId,
+    streams::Owner,
 };
+
+/// Who asks. Callers are not told apart yet: everybody is the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller(pub(crate) Owner);
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(Owner::default()))
+    }
+}
+
+/// The stream that the path names. An id of another form is no stream's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StreamPath(pub(crate) StreamId);
+
+impl<S: Send + Sync> FromRequestParts<S> for StreamPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let id = path.ok().and_then(|Path(id)| StreamId::parse(&id));
+        id.map(Self).ok_or(ApiError::StreamNotFound)
+    }
+}
 
 /// A JSON value, in or out. In: a type that is [`FromFields`]. Out: anything that serializes.
 #[derive(Debug)]

@@ -8,13 +8,15 @@ mod health;
 mod json_error;
 mod models;
 mod observe;
+mod stream;
 mod validation;
+
+use std::any::Any;
 
 use axum::{
     Router,
     http::{HeaderName, HeaderValue, Method, header},
-    middleware::from_fn,
-    response::IntoResponse,
+    response::{IntoResponse, Response},
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -25,12 +27,14 @@ use utoipa_axum::router::OpenApiRouter;
 
 use crate::{config::AllowedOrigins, state::AppState};
 use error::ApiError;
+pub(crate) use error::describe;
 
 /// Every route, and every layer around them.
 pub(crate) fn router(state: AppState, origins: &AllowedOrigins) -> Router {
     let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
         .merge(health::router())
         .merge(chat::router())
+        .merge(stream::router())
         .merge(models::router())
         .split_for_parts();
     layered(routes.merge(docs::router(&document)), origins).with_state(state)
@@ -41,14 +45,14 @@ fn layered<S: Clone + Send + Sync + 'static>(routes: Router<S>, origins: &Allowe
     routes
         .fallback(async || ApiError::NotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        // A layer is around everything above it: the last one sees a request first.
-        .layer(CatchPanicLayer::custom(|_| {
-            // Rust has printed the place; what the panic says may hold anything.
-            tracing::error!("a handler panicked");
-            ApiError::Internal.into_response()
-        }))
-        .layer(cors(origins))
-        .layer(from_fn(observe::observe))
+        // The first one sees a request first. One `layer` call, because each boxes every route anew.
+        .layer((observe::ObserveLayer::default(), cors(origins), CatchPanicLayer::custom(panicked)))
+}
+
+fn panicked(_: Box<dyn Any + Send>) -> Response {
+    // Rust has printed the place; what the panic says may hold anything.
+    tracing::error!("a handler panicked");
+    ApiError::Internal.into_response()
 }
 
 /// Any page without credentials, or the listed ones with them.

@@ -3,16 +3,30 @@
 //! The line says method, matched route, status, time, request id, and what a handler attached as [`Spent`]. It
 //! never says a body, a path as it was sent, a query string or a header: those are the caller's.
 
-use std::time::Instant;
-
-use axum::{
-    extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method},
-    middleware::Next,
-    response::{IntoResponseParts, Response, ResponseParts},
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
 };
 
-use crate::{api::error::ApiError, ids::RequestId, message::Usage};
+use axum::{
+    BoxError,
+    body::{Body, HttpBody},
+    extract::{MatchedPath, Request},
+    http::{HeaderName, HeaderValue, Method},
+    response::{IntoResponseParts, Response, ResponseParts},
+};
+use bytes::Bytes;
+use pin_project_lite::pin_project;
+use tower::{Layer, Service};
+
+use crate::{
+    api::error::ApiError,
+    ids::{RequestId, RequestIds},
+    message::Usage,
+};
 
 /// The header that carries a [`RequestId`].
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -33,29 +47,76 @@ impl IntoResponseParts for Spent {
     }
 }
 
-/// The layer.
-pub(crate) async fn observe(request: Request, next: Next) -> Response {
-    let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
-    let request_id = given.and_then(RequestId::accept).unwrap_or_else(RequestId::random);
-    let mut line = Line {
-        method: request.method().clone(),
-        route: request.extensions().get::<MatchedPath>().cloned(),
-        started: Instant::now(),
-        request_id,
-        answered: false,
-    };
-    let mut response = next.run(request).await;
+/// Puts [`Observe`] around a service.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ObserveLayer {
+    ids: Arc<RequestIds>,
+}
 
-    if let Ok(id) = HeaderValue::from_str(line.request_id.as_str()) {
-        response.headers_mut().insert(REQUEST_ID, id);
+impl<S> Layer<S> for ObserveLayer {
+    type Service = Observe<S>;
+
+    fn layer(&self, inner: S) -> Observe<S> {
+        Observe { inner, ids: Arc::clone(&self.ids) }
     }
-    let error = response.extensions_mut().remove::<ApiError>();
-    if let Some(error) = &error {
-        error.write(&line.request_id, &mut response);
+}
+
+/// The layer's service. Written out, because `axum::middleware::from_fn` takes three allocations a request more.
+#[derive(Clone, Debug)]
+pub(crate) struct Observe<S> {
+    inner: S,
+    ids: Arc<RequestIds>,
+}
+
+impl<S, B> Service<Request> for Observe<S>
+where
+    S: Service<Request, Response = Response<B>, Error = Infallible>,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Observing<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
     }
-    line.answered = true;
-    line.write(response.status().as_u16(), error.as_ref(), response.extensions().get::<Spent>());
-    response
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
+        let line = Line {
+            method: request.method().clone(),
+            route: request.extensions().get::<MatchedPath>().cloned(),
+            started: Instant::now(),
+            request_id: given.and_then(RequestId::accept).unwrap_or_else(|| self.ids.next()),
+            answered: false,
+        };
+        Observing { inner: self.inner.call(request), line }
+    }
+}
+
+pin_project! {
+    /// A request on its way.
+    pub(crate) struct Observing<F> {
+        #[pin]
+        inner: F,
+        line: Line,
+    }
+}
+
+impl<F, B> Future for Observing<F>
+where
+    F: Future<Output = Result<Response<B>, Infallible>>,
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Output = Result<Response, Infallible>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Ok(response) = ready!(this.inner.poll(context));
+        Poll::Ready(Ok(this.line.finish(response.map(Body::new))))
+    }
 }
 
 /// The log line of one request. Dropped unanswered, the caller has left: that is 499, as nginx calls it.
@@ -68,6 +129,20 @@ struct Line {
 }
 
 impl Line {
+    /// The response with its id, and with a body if it is an error's.
+    fn finish(&mut self, mut response: Response) -> Response {
+        if let Ok(id) = HeaderValue::from_str(self.request_id.as_str()) {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        let error = response.extensions_mut().remove::<ApiError>();
+        if let Some(error) = &error {
+            error.write(&self.request_id, &mut response);
+        }
+        self.answered = true;
+        self.write(response.status().as_u16(), error.as_ref(), response.extensions().get::<Spent>());
+        response
+    }
+
     fn write(&self, status: u16, error: Option<&ApiError>, spent: Option<&Spent>) {
         let micros = u32::try_from(self.started.elapsed().as_micros()).unwrap_or(u32::MAX);
         let reason = error.and_then(ApiError::reason);

@@ -1,16 +1,23 @@
 //! What a chat is: free of HTTP, of OpenAI's wire format and of storage.
 
 mod catalog;
+mod pump;
+mod streams;
 
 pub use catalog::{ListedModel, ModelCatalog};
+pub use pump::{Describe, Failure, MAX_TEXT_BYTES};
+pub use streams::{ChatStreams, OnDisconnect, Opened, Reader, Snapshot};
 
 use std::sync::Arc;
 
 use crate::{
     config::Defaults,
+    ids::StreamId,
     message::{Message, Role, Usage},
     openai::{Client, Completion, UpstreamError},
+    streams::{CreateError, Owner},
 };
+use streams::Beginning;
 
 /// A question with everything that bears on its answer. `None` means the configured default.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +80,28 @@ impl OpenAiService {
         let completion = Completion { model: &model, messages: &messages, temperature, max_tokens };
         let answer = self.client.complete(&completion).await?;
         Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
+    }
+
+    /// Begins to answer a message that has a history, and returns at once. The answer is read from `streams`.
+    ///
+    /// # Errors
+    /// There is no room for another stream.
+    pub async fn chat_stream_with_history(
+        &self,
+        streams: &ChatStreams,
+        owner: Owner,
+        request: ChatRequest,
+        on_disconnect: OnDisconnect,
+    ) -> Result<StreamId, CreateError> {
+        let beginning = Beginning {
+            owner,
+            on_disconnect,
+            model: self.model_for(&request).to_owned(),
+            temperature: request.temperature.unwrap_or(self.defaults.temperature),
+            max_tokens: request.max_tokens.unwrap_or(self.defaults.max_tokens),
+            messages: messages(request),
+        };
+        streams.begin(Arc::clone(&self.client), beginning).await
     }
 
     /// A short title for a conversation, in its own language; [`UNTITLED`] when none can be made.

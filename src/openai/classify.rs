@@ -47,6 +47,13 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sec
     }
 }
 
+/// What an error in the body of a success means. A status would have named its kind; here only the body can.
+pub(super) fn classify_inside(body: &[u8], secret: &str) -> UpstreamError {
+    let code = ErrorBody::parse(body).and_then(|error| error.code.parse().ok());
+    let status = code.and_then(|code| StatusCode::from_u16(code).ok()).filter(|status| !status.is_success());
+    classify(status.unwrap_or(StatusCode::BAD_GATEWAY), &HeaderMap::new(), body, secret)
+}
+
 fn is_context(code: &str, message: &str) -> bool {
     // Compatible servers send the sentence without the code.
     matches!(code, "context_length_exceeded" | "string_above_max_length") || message.contains("maximum context length")

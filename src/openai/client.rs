@@ -16,10 +16,11 @@ use crate::{
     config::{Timeouts, Upstream},
     message::{Message, Usage},
     openai::{
-        classify::{classify, transport_failure},
+        classify::{classify, classify_inside, transport_failure},
         dialect::{Dialect, Dialects},
         error::{Stage, UpstreamError},
-        wire::{self, CompletionRequest, ErrorBody, ModelList},
+        stream::{AnswerStream, StreamLimits},
+        wire::{self, CompletionRequest, ErrorBody, ModelList, StreamOptions},
     },
 };
 
@@ -118,12 +119,29 @@ impl Client {
     /// # Errors
     /// Every way in which there is no complete answer with text.
     pub async fn complete(&self, completion: &Completion<'_>) -> Result<Answer, UpstreamError> {
-        within(self.timeouts.total, Stage::Total, async {
-            let response = self.send(completion).await?;
+        within(self.timeouts.whole.min(self.timeouts.total), Stage::Total, async {
+            let response = self.send(completion, Form::Whole).await?;
             let body = read(response, MAX_ANSWER_BYTES).await?;
             decode(&body, self.api_key.expose_secret())
         })
         .await
+    }
+
+    /// Asks for an answer piece by piece. Returns when the upstream has begun to answer.
+    ///
+    /// # Errors
+    /// Every way in which an answer does not begin.
+    pub async fn stream(&self, completion: &Completion<'_>) -> Result<AnswerStream, UpstreamError> {
+        let limits = StreamLimits::from_now(self.timeouts);
+        let response = self.send(completion, Form::Stream).await?;
+        let content_type = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        if content_type.starts_with(b"application/json") || content_type.starts_with(b"text/html") {
+            // Not a stream, whatever its status says; it may still say why.
+            let body = read(response, MAX_ERROR_BYTES).await?;
+            let whole = UpstreamError::Protocol("a whole body where a stream was asked for");
+            return Err(decode(&body, self.api_key.expose_secret()).err().unwrap_or(whole));
+        }
+        Ok(AnswerStream::new(response, limits, self.api_key.clone()))
     }
 
     /// Asks which models there are; costs nothing.
@@ -146,13 +164,13 @@ impl Client {
     ///
     /// When the model refuses a parameter that can be written otherwise, it is asked again, at most once for each
     /// such parameter, and its dialect is remembered.
-    async fn send(&self, completion: &Completion<'_>) -> Result<Response, UpstreamError> {
+    async fn send(&self, completion: &Completion<'_>, form: Form) -> Result<Response, UpstreamError> {
         let mut dialect = self.dialects.of(completion.model);
         let mut repairs_left = 2;
         loop {
             let mut request = Request::new(Method::POST, self.completions.clone());
             request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            *request.body_mut() = Some(encode(completion, dialect)?.into());
+            *request.body_mut() = Some(encode(completion, dialect, form)?.into());
             let response = self.execute(request).await?;
             if response.status() != StatusCode::BAD_REQUEST || repairs_left == 0 {
                 return self.accepted(response).await;
@@ -171,7 +189,7 @@ impl Client {
 
     /// One request, to the head of its response.
     async fn execute(&self, request: Request) -> Result<Response, UpstreamError> {
-        within(self.timeouts.first_byte, Stage::FirstByte, async {
+        within(self.timeouts.first_token, Stage::FirstByte, async {
             let sent = self.http.execute(request).await;
             sent.map_err(|error| transport_failure(&error, self.timeouts.connect))
         })
@@ -220,14 +238,24 @@ fn endpoint(base: &Url, segments: &[&str]) -> Result<Url, ClientError> {
     Ok(url)
 }
 
-fn encode(completion: &Completion<'_>, dialect: Dialect) -> Result<Vec<u8>, UpstreamError> {
+/// How an answer is to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Whole,
+    Stream,
+}
+
+fn encode(completion: &Completion<'_>, dialect: Dialect, form: Form) -> Result<Vec<u8>, UpstreamError> {
     let limit = Some(completion.max_tokens);
+    let is_stream = form == Form::Stream;
     let request = CompletionRequest {
         model: completion.model,
         messages: completion.messages,
         temperature: (!dialect.no_temperature).then_some(completion.temperature),
         max_tokens: if dialect.newer_limit_name { None } else { limit },
         max_completion_tokens: if dialect.newer_limit_name { limit } else { None },
+        stream: is_stream.then_some(true),
+        stream_options: is_stream.then_some(StreamOptions { include_usage: true }),
     };
     serde_json::to_vec(&request).map_err(|_| UpstreamError::Protocol("a request that cannot be written"))
 }
@@ -260,11 +288,7 @@ fn decode(body: &[u8], secret: &str) -> Result<Answer, UpstreamError> {
     let malformed = |_| UpstreamError::Protocol("a body that is not a chat completion");
     let completion: wire::Completion<'_> = serde_json::from_slice(body).map_err(malformed)?;
     if completion.error.is_some() {
-        // A status would have named the kind of failure; here only the body can.
-        let code = ErrorBody::parse(body).and_then(|error| error.code.parse().ok());
-        let status = code.and_then(|code| StatusCode::from_u16(code).ok()).filter(|status| !status.is_success());
-        let status = status.unwrap_or(StatusCode::BAD_GATEWAY);
-        return Err(classify(status, &HeaderMap::new(), body, secret));
+        return Err(classify_inside(body, secret));
     }
     let usage = completion.usage();
     let choice = completion.choices.into_iter().flatten().next();
@@ -281,7 +305,7 @@ fn decode(body: &[u8], secret: &str) -> Result<Answer, UpstreamError> {
 }
 
 /// The reason as one of OpenAI's own, so that no text of the upstream travels in it.
-fn known_finish_reason(reason: &str) -> &'static str {
+pub(super) fn known_finish_reason(reason: &str) -> &'static str {
     match reason {
         "stop" => "stop",
         "length" => "length",

@@ -16,6 +16,9 @@ pub enum UpstreamError {
     /// The connection broke, or the answer ended early.
     #[error("the connection to OpenAI API broke before the answer was complete")]
     Interrupted,
+    /// A stream ended in good order, but never said that the answer was complete.
+    #[error("OpenAI API ended the stream before the answer was complete")]
+    Truncated,
     /// Something that is not an answer: HTML, malformed JSON, a redirect, no choices.
     #[error("OpenAI API gave something that is not an answer: {0}")]
     Protocol(&'static str),
@@ -71,6 +74,10 @@ pub enum Stage {
     FirstByte,
     #[error("end of its answer")]
     Total,
+    #[error("first word")]
+    FirstToken,
+    #[error("further word")]
+    Idle,
 }
 
 /// The upstream's own words, without anything that looks like a credential and not longer than 500 characters.

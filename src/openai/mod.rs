@@ -8,7 +8,10 @@ mod client;
 mod dialect;
 mod error;
 mod redact;
+pub mod sse;
+mod stream;
 mod wire;
 
 pub use client::{Answer, Client, ClientError, Completion, MAX_ANSWER_BYTES, Model};
 pub use error::{ConnectFailure, Said, Stage, UpstreamError};
+pub use stream::{AnswerStream, Ending};

@@ -25,6 +25,15 @@ pub(super) struct CompletionRequest<'a> {
     pub(super) max_tokens: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) max_completion_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stream: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stream_options: Option<StreamOptions>,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct StreamOptions {
+    pub(super) include_usage: bool,
 }
 
 /// Body of a whole answer.
@@ -42,9 +51,42 @@ pub(super) struct Completion<'a> {
 impl Completion<'_> {
     /// What the answer cost; `None` when that is missing or is not an object.
     pub(super) fn usage(&self) -> Option<Usage> {
-        let usage: WireUsage = serde_json::from_str(self.usage?.get()).ok()?;
-        Some(usage.into())
+        read_usage(self.usage?)
     }
+}
+
+fn read_usage(raw: &RawValue) -> Option<Usage> {
+    let usage: WireUsage = serde_json::from_str(raw.get()).ok()?;
+    Some(usage.into())
+}
+
+/// The data of one event of a stream.
+#[derive(Debug, Deserialize)]
+pub(super) struct Chunk<'a> {
+    /// Empty in the event that carries the usage, and in some that carry nothing.
+    #[serde(default, borrow)]
+    pub(super) choices: Option<Vec<ChunkChoice<'a>>>,
+    #[serde(default, borrow)]
+    usage: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(super) error: Option<IgnoredAny>,
+}
+
+impl Chunk<'_> {
+    /// What the answer cost so far; most events do not say.
+    pub(super) fn usage(&self) -> Option<Usage> {
+        read_usage(self.usage?)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ChunkChoice<'a> {
+    #[serde(default)]
+    pub(super) index: u32,
+    #[serde(default, borrow)]
+    pub(super) delta: Option<AnswerMessage<'a>>,
+    #[serde(default, borrow)]
+    pub(super) finish_reason: Text<'a>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -95,12 +95,12 @@ async fn complete(asked: Asked, pace: Pace, replies: &Replies) -> Response<Body>
     let slower = if act == Some(Act::Slow) { 10 } else { 1 };
     let thinking = pace.of(Duration::from_millis(300) * slower);
     if asked.stream {
-        sleep(thinking).await;
+        pause(thinking).await;
         let with_usage = asked.stream_options.is_some_and(|options| options.include_usage);
         let usage = with_usage.then(|| replies::usage(prompt_tokens, said.pieces()));
         streamed(model, said, usage, act, pace.of(Duration::from_millis(40) * slower))
     } else {
-        sleep(thinking * 2).await;
+        pause(thinking * 2).await;
         answered(model, &said, &replies::usage(prompt_tokens, said.pieces()), act)
     }
 }
@@ -214,6 +214,13 @@ fn streamed(
             }
         },
     )
+}
+
+/// A pause of no length is none: a timer would wait a millisecond.
+async fn pause(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
 }
 
 /// The break of a connection, a moment after what came before it: what is not yet sent would be lost with it.

@@ -55,7 +55,7 @@ const OUTCOMES: [(&str, u16, &str); 22] = [
     ("sim-redirect", 502, "upstream_protocol"),
     ("sim-cut", 502, "upstream_reset"),
     ("sim-truncated", 502, "upstream_protocol"),
-    ("sim-stall", 504, "upstream_timeout"),
+    ("sim-stall", 504, "upstream_deadline"),
     ("sim-slow", 200, ""),
     ("sim-error-inside", 502, "upstream_error"),
     ("sim-malformed", 502, "upstream_protocol"),

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-const RANKS: [(&str, u8); 13] = [
+const RANKS: [(&str, u8); 14] = [
     ("main", 7),
     ("server", 6),
     ("api", 5),
     ("state", 4),
     ("chat", 3),
     ("openai", 2),
+    ("streams", 2),
     ("simulator", 2),
     ("telemetry", 2),
     ("health_check", 2),

@@ -202,19 +202,19 @@ fn quick(change: impl FnOnce(&mut Timeouts)) -> Timeouts {
     timeouts
 }
 
-async fn slow(script: Vec<Play>, timeouts: Timeouts) -> (Value, ScriptedUpstream) {
+async fn slow(script: Vec<Play>, timeouts: Timeouts) -> (Value, String, ScriptedUpstream) {
     let upstream = ScriptedUpstream::start().await;
     upstream.then(script);
     let app = TestApp::start_with(&upstream.base_url, |config| config.upstream.timeouts = timeouts).await;
     let (detail, code) = ask(&app).await.error(504);
-    assert_eq!(code, "upstream_timeout");
-    (detail, upstream)
+    (detail, code, upstream)
 }
 
 #[tokio::test]
 async fn no_first_byte_in_time_is_a_504_and_the_connection_is_closed() {
     let limit = Duration::from_millis(150);
-    let (detail, upstream) = slow(vec![Play::Silence], quick(|t| t.first_byte = limit)).await;
+    let (detail, code, upstream) = slow(vec![Play::Silence], quick(|t| t.first_token = limit)).await;
+    assert_eq!(code, "upstream_timeout");
     assert_eq!(detail, format!("{PREFIX}OpenAI API gave no answer within 150ms"));
     upstream.left().await;
 }
@@ -223,7 +223,8 @@ async fn no_first_byte_in_time_is_a_504_and_the_connection_is_closed() {
 async fn no_last_byte_in_time_is_a_504_and_the_connection_is_closed() {
     let limit = Duration::from_millis(150);
     let half = response(200, "", &answer("half").to_string())[..150].to_vec();
-    let (detail, upstream) = slow(vec![Play::Send(half), Play::Silence], quick(|t| t.total = limit)).await;
+    let (detail, code, upstream) = slow(vec![Play::Send(half), Play::Silence], quick(|t| t.total = limit)).await;
+    assert_eq!(code, "upstream_deadline");
     assert_eq!(detail, format!("{PREFIX}OpenAI API gave no end of its answer within 150ms"));
     upstream.left().await;
 }
@@ -257,7 +258,7 @@ async fn a_slow_upstream_is_waited_for() {
     let (head, tail) = bytes.split_at(bytes.len() / 2);
     let pause = || Play::Pause(Duration::from_millis(150));
     upstream.then([pause(), Play::Send(head.to_vec()), pause(), Play::Send(tail.to_vec())]);
-    let timeouts = quick(|t| t.first_byte = Duration::from_secs(5));
+    let timeouts = quick(|t| t.first_token = Duration::from_secs(5));
     let app = TestApp::start_with(&upstream.base_url, |config| config.upstream.timeouts = timeouts).await;
     assert_eq!(ask(&app).await.json()["response"], "at last");
 }

@@ -1,0 +1,351 @@
+//! `POST /chat/stream`, and `GET` and `DELETE /chat/stream/{id}`: begin, read, stop.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::Body,
+    extract::{FromRequestParts, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream};
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    api::{
+        chat::{ChatBody, StreamRequest, UsageBody},
+        docs::{StreamErrors, StreamStartErrors},
+        error::ApiError,
+        extract::{Caller, Json, StreamPath},
+        observe::Spent,
+    },
+    chat::{ChatStreams, OpenAiService, Opened, Reader, Snapshot},
+    ids::StreamId,
+    state::AppState,
+    streams::{Followed, Seq, Status},
+};
+
+/// The header in which a browser's EventSource says how far it has read.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+
+/// How long a reader may hear nothing: proxies take a silent connection for a dead one.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What a browser waits before it comes back after a broken connection.
+const RETRY: &str = "retry: 1000\n\n";
+
+pub(crate) fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new().routes(routes!(start)).routes(routes!(read, stop))
+}
+
+/// Begin to answer a question, to be read as a stream
+///
+/// Answers at once with the stream's address, `GET /chat/stream/{stream_id}`, and begins to generate at once, whoever
+/// reads. A stream that nobody ever reads is given up after a minute.
+#[utoipa::path(
+    post, path = "/chat/stream", tag = "streams", operation_id = "start_stream",
+    request_body(content = ChatBody, description = "The question and what bears on its answer"),
+    responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors),
+)]
+async fn start(
+    State(service): State<OpenAiService>,
+    State(streams): State<ChatStreams>,
+    caller: Caller,
+    Json(request): Json<StreamRequest>,
+) -> Result<impl IntoResponse, ApiError> {
+    let (spent, stream_id) = begin(&service, &streams, caller, request).await?;
+    Ok((spent, Json(StartedBody { stream_id, status: "started" })))
+}
+
+/// Begins a stream, for either of the two routes that can.
+pub(crate) async fn begin(
+    service: &OpenAiService,
+    streams: &ChatStreams,
+    Caller(owner): Caller,
+    request: StreamRequest,
+) -> Result<(Spent, StreamId), ApiError> {
+    let spent = Spent { model: service.model_for(&request.chat).to_owned(), usage: None };
+    let begun = service.chat_stream_with_history(streams, owner, request.chat, request.on_disconnect).await;
+    let id = begun.map_err(|_| ApiError::StreamLogFull)?;
+    Ok((spent, id))
+}
+
+/// Read a stream
+///
+/// Server-sent events from START to END or ERROR, as they come. With `Last-Event-ID` (or `?last_event_id=`) it goes on
+/// behind that event, at any time until ten minutes after the end, as often and by as many readers as wanted. 204 means
+/// that there is nothing left to read. START means: clear what you have. With `Accept: application/json`, the state so far.
+#[utoipa::path(
+    get, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "read_stream",
+    params(
+        ("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid"),
+        ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was read"),
+        ("last_event_id" = Option<String>, Query, description = "The same, for those who cannot send headers; the header wins"),
+    ),
+    responses(
+        (status = 200, description = "The events, or the state so far", content(
+            (String = "text/event-stream", example = json!(EVENTS)),
+            (SnapshotBody = "application/json"),
+        )),
+        (status = 204, description = "The stream has ended and there is nothing behind that event"),
+        StreamErrors,
+    ),
+)]
+async fn read(
+    State(state): State<AppState>,
+    Caller(owner): Caller,
+    StreamPath(id): StreamPath,
+    reading: Reading,
+) -> Result<Response, ApiError> {
+    match reading {
+        // As the original; and whoever only asks must not count as a reader.
+        Reading::Head => Err(ApiError::MethodNotAllowed),
+        Reading::State => {
+            let snapshot = state.streams.snapshot(id, &owner).await.ok_or(ApiError::StreamNotFound)?;
+            Ok(Json(SnapshotBody::new(id, snapshot)).into_response())
+        }
+        Reading::Events { cursor } => match state.streams.open(id, &owner, cursor).await {
+            None => Err(ApiError::StreamNotFound),
+            Some(Opened::NothingLeft) => Ok(StatusCode::NO_CONTENT.into_response()),
+            Some(Opened::Reader(reader)) => Ok(events(reader, state.closing.0)),
+        },
+    }
+}
+
+/// What is wanted of a stream.
+#[derive(Debug)]
+enum Reading {
+    Head,
+    State,
+    Events { cursor: Option<Seq> },
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Reading {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // A caller who accepts events too gets events: they are what the address is for.
+        let wants_state = accepts(&parts.headers, "application/json") && !accepts(&parts.headers, "text/event-stream");
+        Ok(match parts.method {
+            Method::HEAD => Self::Head,
+            _ if wants_state => Self::State,
+            _ => Self::Events { cursor: cursor(&parts.headers, parts.uri.query()) },
+        })
+    }
+}
+
+/// Stop a stream
+///
+/// The upstream is left at once. Whoever reads the stream gets END with the text so far and `finish_reason` `cancelled`.
+#[utoipa::path(
+    delete, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "stop_stream",
+    params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid")),
+    responses((status = 200, description = "The stream has ended", body = StoppedBody), StreamErrors),
+)]
+async fn stop(
+    State(streams): State<ChatStreams>,
+    Caller(owner): Caller,
+    StreamPath(id): StreamPath,
+) -> Result<Json<StoppedBody>, ApiError> {
+    if streams.cancel(id, &owner).await {
+        Ok(Json(StoppedBody { message: "스트리밍이 중단되었습니다", stream_id: id }))
+    } else {
+        Err(ApiError::StreamNotFound)
+    }
+}
+
+/// Whether the caller names `media_type` in `Accept`.
+pub(crate) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut types = values.flat_map(|value| value.split(',')).filter_map(|part| part.split(';').next());
+    types.any(|named| named.trim().eq_ignore_ascii_case(media_type))
+}
+
+/// How far the caller has read. What is no number counts as nothing: an error would end a browser's EventSource for good.
+fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
+    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty());
+    let named = |pair: &'_ str| pair.strip_prefix("last_event_id=").map(str::to_owned);
+    let text = match header {
+        Some(header) => header.to_owned(),
+        None => query?.split('&').find_map(named)?,
+    };
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// The response that reads to the end.
+pub(crate) fn events(reader: Reader, closing: CancellationToken) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        // nginx would gather events before it passes them on.
+        (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
+    ];
+    (headers, Body::from_stream(frames(reader, closing))).into_response()
+}
+
+fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    async_stream::stream! {
+        yield Ok(Bytes::from_static(RETRY.as_bytes()));
+        let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
+        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut was_silent = true;
+        loop {
+            let followed = tokio::select! {
+                biased;
+                followed = reader.next() => followed,
+                _ = keep_alive.tick() => {
+                    if std::mem::replace(&mut was_silent, true) {
+                        yield Ok(Bytes::from_static(b": keep-alive\n\n"));
+                    }
+                    continue;
+                }
+                () = closing.cancelled() => {
+                    // What is in the log already, first; and then a hint to come back elsewhere, spread out.
+                    if let Some(Followed::Entries(pieces)) = reader.next().now_or_never() {
+                        for piece in pieces {
+                            yield Ok(piece);
+                        }
+                    }
+                    if !reader.is_ended() {
+                        yield Ok(Bytes::from(format!("retry: {}\n\n", spread_retry())));
+                    }
+                    break;
+                }
+            };
+            match followed {
+                Followed::Entries(pieces) => {
+                    was_silent = false;
+                    for piece in pieces {
+                        yield Ok(piece);
+                    }
+                    if reader.is_ended() {
+                        break;
+                    }
+                }
+                Followed::End(_) | Followed::Gone => break,
+            }
+        }
+    }
+}
+
+/// 1 to 5 seconds, in milliseconds; from a random id, which is all the chance that is needed.
+fn spread_retry() -> u64 {
+    1000 + StreamId::random().chance() % 4000
+}
+
+/// A stream as the document shows it.
+pub(crate) const EVENTS: &str = "retry: 1000\n\n\
+    id: 1\nevent: chunk\ndata: {\"type\":\"START\",\"stream_id\":\"3e458467-c21f-4429-a90d-e0d2f496e3b2\"}\n\n\
+    id: 2\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"안녕\"}\n\n\
+    id: 3\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"하세요!\"}\n\n\
+    id: 4\nevent: chunk\ndata: {\"type\":\"END\",\"full_content\":\"안녕하세요!\",\"finish_reason\":\"stop\",\
+    \"usage\":{\"prompt_tokens\":10,\"completion_tokens\":15,\"total_tokens\":25}}\n\n";
+
+/// A stream that has begun.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StreamStarted, example = json!({"stream_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2", "status": "started"}))]
+struct StartedBody {
+    #[schema(value_type = String, format = "uuid")]
+    stream_id: StreamId,
+    /// `started`
+    status: &'static str,
+}
+
+/// A stream that was stopped.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StreamStopped, example = json!({
+    "message": "스트리밍이 중단되었습니다", "stream_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2",
+}))]
+struct StoppedBody {
+    message: &'static str,
+    #[schema(value_type = String, format = "uuid")]
+    stream_id: StreamId,
+}
+
+/// A stream so far.
+#[derive(Serialize, ToSchema)]
+#[schema(as = StreamState, example = json!({
+    "stream_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2", "status": "finished", "content": "안녕하세요!",
+    "last_event_id": 4, "finish_reason": "stop",
+    "usage": {"prompt_tokens": 10, "completion_tokens": 15, "total_tokens": 25},
+}))]
+struct SnapshotBody {
+    #[schema(value_type = String, format = "uuid")]
+    stream_id: StreamId,
+    /// `running`, `finished`, `cancelled` or `failed`
+    status: &'static str,
+    /// The text so far.
+    content: String,
+    /// The last event so far: what `Last-Event-ID` continues behind.
+    last_event_id: Seq,
+    /// Why the model stopped; `cancelled` when somebody stopped it; `null` while it runs.
+    #[schema(required)]
+    finish_reason: Option<String>,
+    #[schema(required)]
+    usage: Option<UsageBody>,
+}
+
+impl SnapshotBody {
+    fn new(stream_id: StreamId, snapshot: Snapshot) -> Self {
+        let status = match snapshot.status {
+            Status::Running => "running",
+            Status::Finished => "finished",
+            Status::Cancelled => "cancelled",
+            Status::Failed => "failed",
+        };
+        Self {
+            stream_id,
+            status,
+            content: snapshot.content,
+            last_event_id: snapshot.last,
+            finish_reason: snapshot.finish_reason,
+            usage: snapshot.usage.map(UsageBody::from),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_cursor(header: Option<&str>, query: Option<&str>) -> Option<Seq> {
+        let mut headers = HeaderMap::new();
+        if let Some(header) = header {
+            headers.insert(LAST_EVENT_ID, header.parse().unwrap());
+        }
+        cursor(&headers, query)
+    }
+
+    #[test]
+    fn a_cursor_is_a_number_and_the_header_wins() {
+        for (header, query, expected) in [
+            (Some("7"), None, Some(7)),
+            (Some("7"), Some("last_event_id=3"), Some(7)),
+            (None, Some("x=1&last_event_id=3"), Some(3)),
+            (Some(""), Some("last_event_id=3"), Some(3)),
+            (Some("seven"), Some("last_event_id=3"), None),
+            (Some("-1"), None, None),
+            (Some("+1"), None, None),
+            (Some("1-0"), None, None),
+            (Some("99999999999999999999999"), None, None),
+            (None, Some("last_event_id="), None),
+            (None, None, None),
+        ] {
+            assert_eq!(read_cursor(header, query), expected, "{header:?} {query:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_accepted_is_read_from_every_accept_header() {
+        let mut headers = HeaderMap::new();
+        headers.append(header::ACCEPT, "text/html, Text/Event-Stream;q=0.5".parse().unwrap());
+        assert!(accepts(&headers, "text/event-stream") && !accepts(&headers, "application/json"));
+        headers.append(header::ACCEPT, "application/json".parse().unwrap());
+        assert!(accepts(&headers, "application/json"));
+    }
+}

@@ -1,0 +1,193 @@
+//! The one task per stream: from the upstream into the log, to exactly one last entry.
+//!
+//! This is the only file to read to know what a stream does. It ends in one of five ways:
+//!
+//! | what happens | last entry |
+//! |---|---|
+//! | the upstream says that the answer is complete | END |
+//! | the upstream fails, breaks, stalls or talks nonsense | ERROR, with the text so far |
+//! | somebody stops the stream | END `cancelled`, written by whoever stops it |
+//! | nobody ever reads it, or nobody is left who should | ERROR `abandoned`; END `cancelled` |
+//! | the service ends | ERROR `shutdown` |
+
+use std::{future::pending, sync::Arc};
+
+use tokio::sync::watch;
+
+use crate::{
+    chat::streams::Beginning,
+    ids::StreamId,
+    openai::{Client, Completion, Ending, UpstreamError},
+    streams::{
+        StreamLog,
+        event::{CANCELLED, Encoder, Event},
+    },
+};
+
+/// What a failure is called where statuses and codes are known.
+pub type Describe = fn(&UpstreamError) -> Failure;
+
+/// A failure by its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub code: &'static str,
+    /// The HTTP status that a whole answer would have had.
+    pub status: u16,
+    pub retryable: bool,
+}
+
+/// Why a stream is told to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Somebody has ended its log.
+    Ended,
+    /// The last reader left one that is not to go on alone.
+    NobodyLeft,
+    /// The service ends.
+    Shutdown,
+}
+
+/// Most bytes of text in one stream.
+pub const MAX_TEXT_BYTES: usize = 16 * 1024 * 1024;
+
+/// The producer of one stream.
+#[derive(Debug)]
+pub(super) struct Pump {
+    pub(super) log: Arc<dyn StreamLog>,
+    pub(super) id: StreamId,
+    /// Numbers the entries; START is in the log already.
+    pub(super) encoder: Encoder,
+    /// The text so far.
+    pub(super) text: String,
+    pub(super) describe: Describe,
+    pub(super) stopped: watch::Receiver<Option<Stop>>,
+}
+
+/// How production ended, short of the last entry.
+enum Outcome {
+    Complete(Ending),
+    Failed(UpstreamError),
+    Stopped(Stop),
+    /// Nobody has read it in the time given.
+    Orphaned,
+    /// The log takes no more: somebody else ended the stream.
+    Fenced,
+    /// More text than a stream may have.
+    TooLarge,
+}
+
+impl Pump {
+    /// Runs to the end. `orphaned`, if given, tells after a while whether nobody has ever read the stream.
+    pub(super) async fn run(
+        mut self,
+        client: &Client,
+        beginning: &Beginning,
+        orphaned: Option<impl Future<Output = bool>>,
+    ) {
+        let mut stopped = self.stopped.clone();
+        let stop = async move {
+            let stop = stopped.wait_for(Option::is_some).await.map(|stop| *stop);
+            match stop {
+                Ok(stop) => stop.unwrap_or(Stop::Ended),
+                // Nobody is left who could stop it.
+                Err(_) => pending().await,
+            }
+        };
+        let orphaned = async {
+            let is_orphan = match orphaned {
+                Some(orphaned) => orphaned.await,
+                None => false,
+            };
+            if !is_orphan {
+                pending::<()>().await;
+            }
+        };
+        let outcome = tokio::select! {
+            biased;
+            why = stop => Outcome::Stopped(why),
+            outcome = self.produce(client, beginning) => outcome,
+            () = orphaned => Outcome::Orphaned,
+        };
+        // The upstream's connection is closed by now: `produce` is dropped.
+        self.end(outcome).await;
+    }
+
+    async fn produce(&mut self, client: &Client, beginning: &Beginning) -> Outcome {
+        let completion = Completion {
+            model: &beginning.model,
+            messages: &beginning.messages,
+            temperature: beginning.temperature,
+            max_tokens: beginning.max_tokens,
+        };
+        let mut answer = match client.stream(&completion).await {
+            Ok(answer) => answer,
+            Err(error) => return Outcome::Failed(error),
+        };
+        let mut pieces = Vec::new();
+        loop {
+            match answer.next(&mut pieces).await {
+                Ok(Some(ending)) => return Outcome::Complete(ending),
+                Ok(None) => {}
+                Err(error) => return Outcome::Failed(error),
+            }
+            let behind = self.encoder.last();
+            for piece in pieces.drain(..) {
+                if self.text.len() + piece.len() > MAX_TEXT_BYTES {
+                    return Outcome::TooLarge;
+                }
+                self.encoder.push(&Event::Chunk { content: &piece });
+                self.text.push_str(&piece);
+            }
+            if self.log.append(self.id, behind, self.encoder.take()).await.is_err() {
+                return Outcome::Fenced;
+            }
+        }
+    }
+
+    /// Writes the last entry.
+    async fn end(mut self, outcome: Outcome) {
+        // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
+        let pending = self.encoder.take();
+        let last = self.encoder.last();
+        let behind = last.saturating_sub(u64::try_from(pending.ends.len()).unwrap_or(u64::MAX));
+        if !pending.ends.is_empty() && self.log.append(self.id, behind, pending).await.is_err() {
+            return;
+        }
+        let stopping = |code, status| Failure { code, status, retryable: true };
+        let (failure, words) = match outcome {
+            Outcome::Complete(ending) => {
+                return self
+                    .append_last(|text| Event::End {
+                        full_content: text,
+                        finish_reason: ending.finish_reason,
+                        usage: ending.usage,
+                    })
+                    .await;
+            }
+            Outcome::Stopped(Stop::NobodyLeft) => {
+                return self
+                    .append_last(|text| Event::End { full_content: text, finish_reason: Some(CANCELLED), usage: None })
+                    .await;
+            }
+            Outcome::Stopped(Stop::Ended) | Outcome::Fenced => return,
+            Outcome::Failed(error) => ((self.describe)(&error), error.to_string()),
+            Outcome::Orphaned => (stopping("abandoned", 408), "nobody read the stream".to_owned()),
+            Outcome::Stopped(Stop::Shutdown) => (stopping("shutdown", 503), "the service is stopping".to_owned()),
+            Outcome::TooLarge => {
+                let failure = Failure { code: "too_large", status: 502, retryable: false };
+                (failure, format!("the answer has more than {MAX_TEXT_BYTES} bytes"))
+            }
+        };
+        let Failure { code, status, retryable } = failure;
+        tracing::warn!(stream_id = %self.id, code, "a stream failed");
+        let error = format!("스트리밍 응답 생성 중 오류가 발생했습니다: {words}");
+        self.append_last(|text| Event::Error { error: &error, code, status, retryable, partial: text }).await;
+    }
+
+    async fn append_last<'a>(&'a mut self, event: impl FnOnce(&'a str) -> Event<'a>) {
+        let behind = self.encoder.last();
+        self.encoder.push(&event(&self.text));
+        // A conflict means that the stream has its last entry already.
+        let _ = self.log.append(self.id, behind, self.encoder.take()).await;
+    }
+}

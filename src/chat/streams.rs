@@ -1,0 +1,267 @@
+//! Streams of answers: begun, read, stopped. Each belongs to its caller; another's does not exist.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use dashmap::DashMap;
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    chat::pump::{Describe, Pump, Stop},
+    config::Streams,
+    ids::StreamId,
+    message::{Message, Usage},
+    openai::Client,
+    streams::{
+        AppendError, CreateError, Follow, Followed, Owner, Seq, State, Status, StreamLog,
+        event::{CANCELLED, Encoder, Event, Told, entries},
+    },
+};
+
+/// What becomes of a stream whose last reader leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDisconnect {
+    /// It goes on, and can be read again.
+    #[default]
+    Continue,
+    /// It is stopped, as by its caller.
+    Cancel,
+}
+
+/// Everything that a stream needs to run.
+#[derive(Debug)]
+pub(super) struct Beginning {
+    pub(super) owner: Owner,
+    pub(super) on_disconnect: OnDisconnect,
+    pub(super) model: String,
+    pub(super) messages: Vec<Message>,
+    pub(super) temperature: f64,
+    pub(super) max_tokens: u32,
+}
+
+/// The streams of one app.
+#[derive(Clone, Debug)]
+pub struct ChatStreams(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    log: Arc<dyn StreamLog>,
+    running: DashMap<StreamId, Running>,
+    tasks: TaskTracker,
+    describe: Describe,
+    orphan: Duration,
+}
+
+/// What this process knows of a stream that it produces.
+#[derive(Debug)]
+struct Running {
+    stop: watch::Sender<Option<Stop>>,
+    on_disconnect: OnDisconnect,
+    readers: usize,
+    was_read: bool,
+}
+
+/// How a stream stands, with all its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub status: Status,
+    pub content: String,
+    pub last: Seq,
+    pub finish_reason: Option<String>,
+    pub usage: Option<Usage>,
+}
+
+/// What a reader finds.
+#[derive(Debug)]
+pub enum Opened {
+    Reader(Reader),
+    /// The stream has ended and the reader has seen all of it.
+    NothingLeft,
+}
+
+impl ChatStreams {
+    /// `describe` says what a failure is called.
+    #[must_use]
+    pub fn new(log: Arc<dyn StreamLog>, tasks: TaskTracker, describe: Describe, settings: Streams) -> Self {
+        Self(Arc::new(Shared { log, running: DashMap::new(), tasks, describe, orphan: settings.orphan }))
+    }
+
+    /// Begins a stream. Its producer runs until the end, whoever reads.
+    pub(super) async fn begin(&self, client: Arc<Client>, beginning: Beginning) -> Result<StreamId, CreateError> {
+        let id = StreamId::random();
+        let mut encoder = Encoder::behind(0);
+        encoder.push(&Event::Start { stream_id: id });
+        self.0.log.create(id, beginning.owner.clone(), encoder.take()).await?;
+
+        let (stop, stopped) = watch::channel(None);
+        let on_disconnect = beginning.on_disconnect;
+        self.0.running.insert(id, Running { stop, on_disconnect, readers: 0, was_read: false });
+        let pump =
+            Pump { log: Arc::clone(&self.0.log), id, encoder, text: String::new(), describe: self.0.describe, stopped };
+        let streams = self.clone();
+        self.0.tasks.spawn(async move {
+            let orphan = streams.0.orphan;
+            let nobody_reads = async {
+                tokio::time::sleep(orphan).await;
+                streams.0.running.get(&id).is_some_and(|running| !running.was_read)
+            };
+            let run = pump.run(&client, &beginning, (!orphan.is_zero()).then_some(nobody_reads));
+            let outcome = AssertUnwindSafe(run).catch_unwind().await;
+            streams.0.running.remove(&id);
+            if outcome.is_err() {
+                // A bug; its readers must not wait for ever. What the panic says may hold anything.
+                tracing::error!(stream_id = %id, "a producer panicked");
+                streams.end(id, internal_error).await;
+            }
+        });
+        Ok(id)
+    }
+
+    /// A reader of the stream behind `cursor`. A cursor that is ahead of the log, or none, begins at START. `None`: the
+    /// caller has no such stream.
+    pub async fn open(&self, id: StreamId, owner: &Owner, cursor: Option<Seq>) -> Option<Opened> {
+        let state = self.owned(id, owner).await?;
+        let cursor = cursor.filter(|cursor| *cursor <= state.last).unwrap_or(0);
+        if state.status.is_ended() && cursor == state.last {
+            return Some(Opened::NothingLeft);
+        }
+        let follow = Follow::from(Arc::clone(&self.0.log), id, cursor).await?;
+        Some(Opened::Reader(Reader { follow, _attached: self.attach(id) }))
+    }
+
+    /// Stops a stream for certain: when this returns true, its log has ended, and the upstream is being left.
+    pub async fn cancel(&self, id: StreamId, owner: &Owner) -> bool {
+        if self.owned(id, owner).await.is_none() {
+            return false;
+        }
+        let ended = self.end(id, |told| Event::End {
+            full_content: &told.content,
+            finish_reason: Some(CANCELLED),
+            usage: told.usage,
+        });
+        let ended = ended.await;
+        if ended {
+            self.stop(id, Stop::Ended);
+        }
+        ended
+    }
+
+    /// Writes the last entry of a running stream in its producer's place. False: it has one, or there is no such stream.
+    async fn end(&self, id: StreamId, event: fn(&Snapshot) -> Event<'_>) -> bool {
+        loop {
+            let Some(told) = self.read_all(id).await else { return false };
+            if told.status.is_ended() {
+                return false;
+            }
+            let mut encoder = Encoder::behind(told.last);
+            encoder.push(&event(&told));
+            match self.0.log.append(id, told.last, encoder.take()).await {
+                Ok(()) => return true,
+                // More text came in between, or the end.
+                Err(AppendError::Conflict) => {}
+                Err(AppendError::Missing) => return false,
+            }
+        }
+    }
+
+    /// The stream as a whole, so far.
+    pub async fn snapshot(&self, id: StreamId, owner: &Owner) -> Option<Snapshot> {
+        self.owned(id, owner).await?;
+        self.read_all(id).await
+    }
+
+    async fn read_all(&self, id: StreamId) -> Option<Snapshot> {
+        let mut told = Told::default();
+        let mut cursor = 0;
+        loop {
+            let slice = self.0.log.read(id, cursor).await?;
+            if slice.pieces.is_empty() {
+                let Told { content, finish_reason, usage } = told;
+                return Some(Snapshot { status: slice.status, content, last: cursor, finish_reason, usage });
+            }
+            slice.pieces.iter().flat_map(entries).for_each(|entry| told.add(&entry));
+            cursor = slice.last;
+        }
+    }
+
+    /// Tells every running stream of this process to end now.
+    pub fn stop_all(&self) -> usize {
+        let running: Vec<_> = self.0.running.iter().map(|running| *running.key()).collect();
+        running.iter().for_each(|id| self.stop(*id, Stop::Shutdown));
+        running.len()
+    }
+
+    /// How many streams this process produces.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.0.running.len()
+    }
+
+    async fn owned(&self, id: StreamId, owner: &Owner) -> Option<State> {
+        self.0.log.state(id).await.filter(|state| state.owner == *owner)
+    }
+
+    fn stop(&self, id: StreamId, why: Stop) {
+        if let Some(running) = self.0.running.get(&id) {
+            running.stop.send_if_modified(|stop| stop.is_none() && stop.replace(why).is_none());
+        }
+    }
+
+    fn attach(&self, id: StreamId) -> Attached {
+        if let Some(mut running) = self.0.running.get_mut(&id) {
+            running.readers += 1;
+            running.was_read = true;
+        }
+        Attached { id, streams: self.clone() }
+    }
+}
+
+fn internal_error(told: &Snapshot) -> Event<'_> {
+    Event::Error {
+        error: "스트리밍 응답 생성 중 오류가 발생했습니다: Internal Server Error",
+        code: "internal",
+        status: 500,
+        retryable: true,
+        partial: &told.content,
+    }
+}
+
+/// One reader's presence.
+#[derive(Debug)]
+struct Attached {
+    id: StreamId,
+    streams: ChatStreams,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let was_last_of_cancelled = self.streams.0.running.get_mut(&self.id).is_some_and(|mut running| {
+            running.readers = running.readers.saturating_sub(1);
+            running.readers == 0 && running.on_disconnect == OnDisconnect::Cancel
+        });
+        if was_last_of_cancelled {
+            self.streams.stop(self.id, Stop::NobodyLeft);
+        }
+    }
+}
+
+/// A reader of one stream. Dropping it is all there is to leaving.
+#[derive(Debug)]
+pub struct Reader {
+    follow: Follow,
+    _attached: Attached,
+}
+
+impl Reader {
+    /// The next entries, as soon as there are any. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Followed {
+        self.follow.next().await
+    }
+
+    /// Whether the last entries handed out were the last there are.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.follow.is_ended()
+    }
+}

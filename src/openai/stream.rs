@@ -1,0 +1,253 @@
+//! A streamed answer: from the upstream's bytes to pieces of text, and to the proof that the answer is complete.
+
+use std::{collections::VecDeque, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use reqwest::Response;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::{
+    task::yield_now,
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    config::Timeouts,
+    message::Usage,
+    openai::{
+        classify::classify_inside,
+        client::known_finish_reason,
+        error::{Stage, UpstreamError},
+        sse::{self, Decoder},
+        wire::Chunk,
+    },
+};
+
+/// How an answer ended, according to the upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ending {
+    /// Why the model stopped; some servers do not say.
+    pub finish_reason: Option<&'static str>,
+    pub usage: Option<Usage>,
+}
+
+/// Time limits of one stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StreamLimits {
+    started: Instant,
+    timeouts: Timeouts,
+}
+
+impl StreamLimits {
+    pub(super) fn from_now(timeouts: Timeouts) -> Self {
+        Self { started: Instant::now(), timeouts }
+    }
+}
+
+/// After the finish reason only the usage is missing, which is not worth a long wait.
+const USAGE_WAIT: Duration = Duration::from_secs(5);
+
+/// About how many bytes are taken in before they are handed on.
+const GATHER_BYTES: usize = 16 * 1024;
+
+/// How often a stream that has something in hand lets others run before it looks for more. hyper hands a body over
+/// one HTTP chunk at a time, by way of another task: twice is what that task needs to hand over what has arrived.
+/// `performance` in the bench shows what it saves.
+const GATHER_YIELDS: u32 = 2;
+
+/// A running answer.
+#[derive(Debug)]
+pub struct AnswerStream {
+    response: Response,
+    limits: StreamLimits,
+    secret: SecretString,
+    decoder: Decoder,
+    reading: Reading,
+    /// When the last meaningful event came; `None` before the first word.
+    last_event: Option<Instant>,
+}
+
+/// What the events so far said.
+#[derive(Debug, Default)]
+struct Reading {
+    pieces: VecDeque<String>,
+    finish_reason: Option<&'static str>,
+    finished_at: Option<Instant>,
+    usage: Option<Usage>,
+    is_done: bool,
+    has_news: bool,
+    failure: Option<UpstreamError>,
+}
+
+/// What a look at the body showed.
+enum Arrived {
+    Bytes(Bytes),
+    End,
+    Broken,
+}
+
+impl AnswerStream {
+    pub(super) fn new(response: Response, limits: StreamLimits, secret: SecretString) -> Self {
+        Self { response, limits, secret, decoder: Decoder::default(), reading: Reading::default(), last_event: None }
+    }
+
+    /// The next pieces of text, in order, into `pieces`: at least one, unless the answer has ended. What has arrived
+    /// together is handed on together. `Some` when the upstream has said that the answer is complete.
+    ///
+    /// # Errors
+    /// The answer broke, stalled, or is not one. The pieces before that have been handed on.
+    pub async fn next(&mut self, pieces: &mut Vec<String>) -> Result<Option<Ending>, UpstreamError> {
+        loop {
+            if !self.reading.pieces.is_empty() {
+                pieces.extend(self.reading.pieces.drain(..));
+                return Ok(None);
+            }
+            if let Some(failure) = self.reading.failure.take() {
+                return Err(failure);
+            }
+            if self.reading.is_done {
+                return Ok(Some(Ending { finish_reason: self.reading.finish_reason, usage: self.reading.usage }));
+            }
+            self.wait().await;
+        }
+    }
+
+    /// Waits for bytes, within the limits, and takes in all that have arrived.
+    async fn wait(&mut self) {
+        let (deadline, stage, limit) = self.deadline();
+        let chunk = timeout_at(deadline, self.response.chunk()).await;
+        let Ok(chunk) = chunk else {
+            if self.reading.finish_reason.is_some() {
+                self.reading.is_done = true;
+            } else {
+                self.reading.failure = Some(UpstreamError::Timeout { stage, limit });
+            }
+            return;
+        };
+        self.take_in(arrived(chunk));
+        let mut yields = 0;
+        let mut gathered = 0;
+        while yields < GATHER_YIELDS && gathered < GATHER_BYTES && self.wants_more() {
+            let chunk = self.look();
+            match chunk {
+                Some(chunk) => {
+                    let arrived = arrived(chunk);
+                    if let Arrived::Bytes(bytes) = &arrived {
+                        gathered += bytes.len();
+                    }
+                    self.take_in(arrived);
+                    yields = 0;
+                }
+                None => {
+                    yield_now().await;
+                    yields += 1;
+                }
+            }
+        }
+        if std::mem::take(&mut self.reading.has_news) {
+            self.last_event = Some(Instant::now());
+        }
+        if self.reading.is_done {
+            self.let_go().await;
+        }
+    }
+
+    /// The next part of the body, if it is there already.
+    fn look(&mut self) -> Option<Result<Option<Bytes>, reqwest::Error>> {
+        pin!(self.response.chunk()).now_or_never()
+    }
+
+    fn wants_more(&self) -> bool {
+        !self.reading.is_done && self.reading.failure.is_none()
+    }
+
+    /// Until when to wait, for what, and which limit that is.
+    fn deadline(&self) -> (Instant, Stage, Duration) {
+        let Timeouts { first_token, idle, total, .. } = self.limits.timeouts;
+        let next = match (self.reading.finished_at, self.last_event) {
+            (Some(finished), _) => (finished + USAGE_WAIT, Stage::Idle, idle),
+            (None, Some(last)) => (last + idle, Stage::Idle, idle),
+            (None, None) => (self.limits.started + first_token, Stage::FirstToken, first_token),
+        };
+        let end = self.limits.started + total;
+        if end < next.0 { (end, Stage::Total, total) } else { next }
+    }
+
+    fn take_in(&mut self, arrived: Arrived) {
+        let reading = &mut self.reading;
+        match arrived {
+            Arrived::Bytes(bytes) => {
+                let secret = self.secret.expose_secret();
+                if self.decoder.feed(&bytes, |event| reading.event(event, secret)).is_err() {
+                    reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
+                }
+            }
+            // With a finish reason the text is complete, whatever became of the rest.
+            Arrived::End | Arrived::Broken if reading.finish_reason.is_some() => reading.is_done = true,
+            Arrived::End => reading.fail(UpstreamError::Truncated),
+            Arrived::Broken => reading.fail(UpstreamError::Interrupted),
+        }
+    }
+
+    /// After `[DONE]` only the end of the body is left, and reading it keeps the connection for the next request. A
+    /// body that goes on is not waited for: the connection is closed with it.
+    async fn let_go(&mut self) {
+        for _ in 0..=GATHER_YIELDS {
+            if self.look().is_some() {
+                return;
+            }
+            yield_now().await;
+        }
+    }
+}
+
+fn arrived(chunk: Result<Option<Bytes>, reqwest::Error>) -> Arrived {
+    match chunk {
+        Ok(Some(bytes)) => Arrived::Bytes(bytes),
+        Ok(None) => Arrived::End,
+        Err(_) => Arrived::Broken,
+    }
+}
+
+impl Reading {
+    fn fail(&mut self, failure: UpstreamError) {
+        if !self.is_done {
+            self.failure.get_or_insert(failure);
+        }
+    }
+
+    fn event(&mut self, event: sse::Event<'_>, secret: &str) {
+        if self.is_done || self.failure.is_some() {
+            return;
+        }
+        let data = event.data;
+        if data.starts_with("[DONE]") {
+            self.is_done = true;
+            return;
+        }
+        let Ok(chunk) = serde_json::from_str::<Chunk<'_>>(data) else {
+            return self.fail(UpstreamError::Protocol("a stream event that is not JSON"));
+        };
+        if chunk.error.is_some() || event.name == "error" {
+            return self.fail(classify_inside(data.as_bytes(), secret));
+        }
+        if let Some(usage) = chunk.usage() {
+            self.usage = Some(usage);
+            self.has_news = true;
+        }
+        // Only one choice is asked for; others would be somebody else's answer.
+        for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index == 0) {
+            let delta = choice.delta.map(|delta| (delta.content.0, delta.refusal.0));
+            let (content, refusal) = delta.unwrap_or_default();
+            if let Some(text) = content.filter(|text| !text.is_empty()).or(refusal).filter(|text| !text.is_empty()) {
+                self.pieces.push_back(text.into_owned());
+                self.has_news = true;
+            }
+            if let Some(reason) = choice.finish_reason.0 {
+                self.finish_reason = Some(known_finish_reason(&reason));
+                self.finished_at = Some(Instant::now());
+                self.has_news = true;
+            }
+        }
+    }
+}

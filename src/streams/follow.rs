@@ -1,0 +1,77 @@
+//! Reading a stream from a cursor to its end: replay, then live, from one source of order.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::watch, time::timeout};
+
+use crate::{
+    ids::StreamId,
+    streams::{Seq, Status, StreamLog},
+};
+
+/// How long a reader trusts that no wake-up was lost.
+const POLL: Duration = Duration::from_secs(5);
+
+/// A reader: a cursor into a stream, nothing more.
+#[derive(Debug)]
+pub struct Follow {
+    log: Arc<dyn StreamLog>,
+    id: StreamId,
+    cursor: Seq,
+    wake: watch::Receiver<Seq>,
+    ended: bool,
+}
+
+/// What a reader gets next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Followed {
+    /// Whole entries, in order.
+    Entries(Vec<Bytes>),
+    /// There is nothing behind the cursor, and there never will be.
+    End(Status),
+    /// The stream is gone: it expired, or gave way to others.
+    Gone,
+}
+
+impl Follow {
+    /// A reader that begins behind `cursor`. `None`: no such stream.
+    pub async fn from(log: Arc<dyn StreamLog>, id: StreamId, cursor: Seq) -> Option<Self> {
+        let wake = log.watch(id).await?;
+        Some(Self { log, id, cursor, wake, ended: false })
+    }
+
+    /// The last entry that was handed out.
+    #[must_use]
+    pub fn cursor(&self) -> Seq {
+        self.cursor
+    }
+
+    /// The next entries, as soon as there are any. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Followed {
+        loop {
+            // Before the read: what comes in between wakes the wait below.
+            self.wake.mark_unchanged();
+            let Some(slice) = self.log.read(self.id, self.cursor).await else {
+                return Followed::Gone;
+            };
+            if !slice.pieces.is_empty() {
+                self.cursor = slice.last;
+                self.ended = slice.at_end;
+                return Followed::Entries(slice.pieces);
+            }
+            if slice.at_end {
+                self.ended = true;
+                return Followed::End(slice.status);
+            }
+            // A sender that is gone means that the stream is: the read will say so. A lost hint costs one period.
+            let _ = timeout(POLL, self.wake.changed()).await;
+        }
+    }
+
+    /// Whether the last entries handed out were the last there are.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        self.ended
+    }
+}

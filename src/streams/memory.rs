@@ -1,0 +1,228 @@
+//! The log in this process's memory: gone with it, and as fast as it gets.
+
+use std::{
+    collections::VecDeque,
+    future::ready,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dashmap::{DashMap, mapref::entry::Entry};
+use tokio::{sync::watch, time::Instant};
+
+use crate::{
+    ids::StreamId,
+    streams::{AppendError, Batch, CreateError, Owner, Pending, Seq, Slice, State, Status, StreamLog},
+};
+
+/// What the log may use up.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryLogLimits {
+    /// How long a stream can be read after its end.
+    pub ttl: Duration,
+    /// All entries of all streams. Ended streams give way, the oldest end first; past that no stream begins.
+    pub max_bytes: usize,
+}
+
+/// A [`StreamLog`] in a map of sessions.
+#[derive(Debug)]
+pub struct MemoryLog {
+    sessions: DashMap<StreamId, Session>,
+    /// Ended streams in the order of their ends, which with one TTL is the order in which they expire.
+    ended: Mutex<VecDeque<(Instant, StreamId)>>,
+    bytes: AtomicUsize,
+    limits: MemoryLogLimits,
+}
+
+#[derive(Debug)]
+struct Session {
+    owner: Owner,
+    status: Status,
+    /// What entered together, in order.
+    pieces: Vec<Piece>,
+    /// For each entry, the offset behind it, counted from the start of the stream.
+    ends: Vec<usize>,
+    wake: watch::Sender<Seq>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    /// The offset of its first byte, counted from the start of the stream.
+    start: usize,
+    bytes: Bytes,
+}
+
+/// About how many bytes one read returns, so that a replay takes turns with other work.
+const READ_BYTES: usize = 64 * 1024;
+
+/// What a session costs besides its entries: the map's slot, the watch, the vectors.
+const SESSION_BYTES: usize = 1024;
+
+impl MemoryLog {
+    #[must_use]
+    pub fn new(limits: MemoryLogLimits) -> Self {
+        Self { sessions: DashMap::new(), ended: Mutex::default(), bytes: AtomicUsize::new(0), limits }
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Streams that can be read.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Forgets the streams that ended more than the TTL ago. To be called now and then.
+    pub fn expire(&self) {
+        let now = Instant::now();
+        loop {
+            let mut ended = self.lock_ended();
+            match ended.front() {
+                Some((at, _)) if now.duration_since(*at) >= self.limits.ttl => {
+                    let id = ended.pop_front().map(|(_, id)| id);
+                    drop(ended);
+                    id.into_iter().for_each(|id| self.forget(id));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// Forgets ended streams, the oldest end first, until there is room for one more stream. Whether there is.
+    fn make_room(&self) -> bool {
+        while self.bytes() + SESSION_BYTES > self.limits.max_bytes {
+            let Some((_, id)) = self.lock_ended().pop_front() else { return false };
+            self.forget(id);
+        }
+        true
+    }
+
+    fn forget(&self, id: StreamId) {
+        if let Some((_, session)) = self.sessions.remove(&id) {
+            self.bytes.fetch_sub(session.cost(), Ordering::Relaxed);
+        }
+    }
+
+    fn lock_ended(&self) -> MutexGuard<'_, VecDeque<(Instant, StreamId)>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn create_now(&self, id: StreamId, owner: Owner, start: Batch) -> Result<(), CreateError> {
+        if !self.make_room() {
+            return Err(CreateError::Full);
+        }
+        match self.sessions.entry(id) {
+            Entry::Occupied(_) => Err(CreateError::Exists),
+            Entry::Vacant(place) => {
+                let session = Session {
+                    owner,
+                    status: Status::Running,
+                    pieces: Vec::new(),
+                    ends: Vec::new(),
+                    wake: watch::Sender::new(0),
+                };
+                let mut session = place.insert(session);
+                self.bytes.fetch_add(SESSION_BYTES, Ordering::Relaxed);
+                self.put(&mut session, start);
+                Ok(())
+            }
+        }
+    }
+
+    fn append_now(&self, id: StreamId, behind: Seq, batch: Batch) -> Result<(), AppendError> {
+        let ends_with = batch.ends_with;
+        {
+            let mut session = self.sessions.get_mut(&id).ok_or(AppendError::Missing)?;
+            if session.status.is_ended() || session.last() != behind {
+                return Err(AppendError::Conflict);
+            }
+            self.put(&mut session, batch);
+            if let Some(status) = ends_with {
+                session.status = status;
+            }
+            // While the session is locked, so that a reader who is woken sees what woke it.
+            session.wake.send_replace(session.last());
+        }
+        if ends_with.is_some() {
+            self.lock_ended().push_back((Instant::now(), id));
+        }
+        Ok(())
+    }
+
+    fn put(&self, session: &mut Session, batch: Batch) {
+        let start = session.length();
+        self.bytes.fetch_add(batch.bytes.len(), Ordering::Relaxed);
+        session.ends.extend(batch.ends.iter().map(|end| start + end));
+        session.pieces.push(Piece { start, bytes: batch.bytes });
+    }
+}
+
+impl Session {
+    fn last(&self) -> Seq {
+        // A stream has at most as many entries as bytes, and those fit in memory.
+        Seq::try_from(self.ends.len()).unwrap_or(Seq::MAX)
+    }
+
+    fn length(&self) -> usize {
+        self.ends.last().copied().unwrap_or(0)
+    }
+
+    fn cost(&self) -> usize {
+        SESSION_BYTES + self.length()
+    }
+
+    fn slice(&self, cursor: Seq) -> Slice {
+        let cursor = cursor.min(self.last());
+        let index = usize::try_from(cursor).unwrap_or(usize::MAX);
+        let mut from = index.checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0);
+        let first = self.pieces.partition_point(|piece| piece.start + piece.bytes.len() <= from);
+        let limit = from + READ_BYTES;
+        let mut pieces = Vec::new();
+        for piece in self.pieces.iter().skip(first) {
+            if from >= limit {
+                break;
+            }
+            pieces.push(piece.bytes.slice(from - piece.start..));
+            from = piece.start + piece.bytes.len();
+        }
+        let read = self.ends.partition_point(|end| *end <= from);
+        let last = Seq::try_from(read).unwrap_or(Seq::MAX);
+        let at_end = self.status.is_ended() && last == self.last();
+        Slice { pieces, last, status: self.status, at_end }
+    }
+}
+
+impl StreamLog for MemoryLog {
+    fn create(&self, id: StreamId, owner: Owner, start: Batch) -> Pending<'_, Result<(), CreateError>> {
+        Box::pin(ready(self.create_now(id, owner, start)))
+    }
+
+    fn append(&self, id: StreamId, behind: Seq, batch: Batch) -> Pending<'_, Result<(), AppendError>> {
+        Box::pin(ready(self.append_now(id, behind, batch)))
+    }
+
+    fn read(&self, id: StreamId, cursor: Seq) -> Pending<'_, Option<Slice>> {
+        Box::pin(ready(self.sessions.get(&id).map(|session| session.slice(cursor))))
+    }
+
+    fn state(&self, id: StreamId) -> Pending<'_, Option<State>> {
+        let state = self.sessions.get(&id).map(|session| State {
+            status: session.status,
+            last: session.last(),
+            owner: session.owner.clone(),
+        });
+        Box::pin(ready(state))
+    }
+
+    fn watch(&self, id: StreamId) -> Pending<'_, Option<watch::Receiver<Seq>>> {
+        Box::pin(ready(self.sessions.get(&id).map(|session| session.wake.subscribe())))
+    }
+}

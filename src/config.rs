@@ -155,6 +155,11 @@ pub struct Limits {
     pub head_time: Duration,
     /// Time for a request's body. 30 s.
     pub body_time: Duration,
+    /// How long what is written to a caller may get nowhere. 30 s.
+    pub write_time: Duration,
+    /// Connections at once. `MAX_CONNECTIONS`; by default what the limit on open files allows for: each may need
+    /// another one to the upstream.
+    pub connections: usize,
     /// `SHUTDOWN_GRACE_SECONDS`: time for running answers after SIGTERM. Default 30 s.
     pub shutdown_grace: Duration,
 }
@@ -456,14 +461,26 @@ impl<'a> Reader<'a> {
 
     fn limits(&mut self) -> Limits {
         let bytes = |v: &str| v.parse().ok().filter(|n| (1024..=64 * 1024 * 1024).contains(n));
+        let count = |v: &str| v.parse().ok().filter(|n| *n >= 1);
         let two_mib = 2 * 1024 * 1024;
         Limits {
             body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
             head_time: Duration::from_secs(10),
             body_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(30),
+            connections: self.parse("MAX_CONNECTIONS", connections_by_default(), "a whole number of at least 1", count),
             shutdown_grace: self.seconds("SHUTDOWN_GRACE_SECONDS", Duration::from_secs(30), 0..=3600),
         }
     }
+}
+
+/// Half of the open files that this process may have, less some for everything else.
+fn connections_by_default() -> usize {
+    // Linux tells in a file; elsewhere the usual limit of a shell is assumed.
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let files = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(1024_usize);
+    (files.saturating_sub(64) / 2).max(16)
 }
 
 /// Most tokens one answer may be allowed: what a 32-bit integer of any client holds.

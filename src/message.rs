@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Who said a message. `system` and `developer` instruct the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     System,
@@ -27,7 +27,7 @@ impl Role {
 }
 
 /// One message of a conversation.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Message {
     pub role: Role,
     /// Any text, the empty one included.

@@ -1,37 +1,36 @@
-//! The app and its accept loop: connections with time limits, and an orderly end.
+//! The app and its accept loop: connections with limits, and an orderly end.
+
+mod connection;
 
 use std::{io, sync::Arc, time::Duration};
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     runtime::{self, Runtime},
+    sync::Semaphore,
     time::{interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api,
-    chat::{ChatStreams, ModelCatalog, OpenAiService},
+    api::{self, Api},
+    chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
     config::{Config, Limits},
     openai::{Client, ClientError},
-    state::{AppState, Closing},
+    state::{Closing, Handles, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
 };
+use connection::ConnectionServer;
 
 /// One service: its routes, its upstream, its tasks. Several may live in one process; they share nothing.
 #[derive(Debug)]
 pub struct App {
-    router: Router,
+    api: Api,
     limits: Limits,
     tasks: TaskTracker,
     streams: ChatStreams,
     log: Arc<MemoryLog>,
+    sockets: Sockets,
     /// Cancelled when readers of streams must go.
     closing: CancellationToken,
 }
@@ -45,19 +44,23 @@ impl App {
         let client = Arc::new(Client::new(&config.upstream)?);
         let tasks = TaskTracker::new();
         let closing = CancellationToken::new();
+        let sockets = Sockets::default();
         let settings = config.streams;
         let log = Arc::new(MemoryLog::new(MemoryLogLimits { ttl: settings.ttl, max_bytes: settings.max_bytes }));
         let shared: Arc<dyn StreamLog> = log.clone();
         let streams = ChatStreams::new(shared, tasks.clone(), api::describe, settings);
-        let state = AppState {
+        let state = Handles {
             service: OpenAiService::new(Arc::clone(&client), config.defaults.clone()),
             catalog: ModelCatalog::new(client, tasks.clone()),
             streams: streams.clone(),
             closing: Closing(closing.clone()),
+            sockets: sockets.clone(),
+            idempotency: Idempotency::default(),
+            tasks: tasks.clone(),
             limits: config.limits,
         };
-        let router = api::router(state, &config.cors);
-        Ok(Self { router, limits: config.limits, tasks, streams, log, closing })
+        let api = api::api(state.into(), &config.cors);
+        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, closing })
     }
 
     /// Answers on `listener` until `shutdown`, then lets running answers finish, within the grace that the
@@ -65,19 +68,29 @@ impl App {
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> bool {
         self.tasks.spawn(expire(Arc::clone(&self.log), shutdown.clone()));
         let connections = TaskTracker::new();
-        let http = connection_builder(self.limits);
+        let server = ConnectionServer::new(self.api.clone(), self.limits, shutdown.clone());
+        // One more than may be open waits in the system's queue until one closes.
+        let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
         loop {
-            let stream = tokio::select! {
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            };
+            let (place, stream) = tokio::select! {
                 () = shutdown.cancelled() => break,
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, _)) => stream,
+                (place, accepted) = next => match accepted {
+                    Ok((stream, _)) => (place, stream),
                     Err(error) => {
                         after_accept_error(&error).await;
                         continue;
                     }
                 },
             };
-            connections.spawn(serve_connection(stream, self.router.clone(), http.clone(), shutdown.clone()));
+            let connection = server.clone().serve(stream);
+            connections.spawn(async move {
+                connection.await;
+                drop(place);
+            });
         }
         // From here on new connections are refused.
         drop(listener);
@@ -89,8 +102,11 @@ impl App {
     async fn end(&self, connections: &TaskTracker) -> bool {
         connections.close();
         self.tasks.close();
+        self.sockets.open.close();
+        self.sockets.draining.cancel();
         let everything = async {
             connections.wait().await;
+            self.sockets.open.wait().await;
             self.tasks.wait().await;
         };
         tokio::pin!(everything);
@@ -132,40 +148,6 @@ pub fn runtime() -> io::Result<Runtime> {
         _ => runtime::Builder::new_multi_thread(),
     };
     builder.enable_all().build()
-}
-
-/// Most bytes of a request's head.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
-
-/// Most headers of a request.
-const MAX_HEADERS: usize = 64;
-
-fn connection_builder(limits: Limits) -> http1::Builder {
-    let mut http = http1::Builder::new();
-    // Without a timer hyper's time limit would silently not exist.
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.head_time)
-        .max_header_size(MAX_HEAD_BYTES)
-        .max_headers(MAX_HEADERS);
-    http
-}
-
-async fn serve_connection(stream: TcpStream, router: Router, http: http1::Builder, shutdown: CancellationToken) {
-    // An answer must not wait for the next one to fill a packet.
-    let _ = stream.set_nodelay(true);
-    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
-            // Finishes the running answer and says `Connection: close` in it.
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection ended with an error");
-    }
 }
 
 /// Out of file descriptors or memory, trying at once would only spin; a caller who left already costs nothing.

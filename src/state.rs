@@ -1,25 +1,57 @@
 //! What every handler can ask for: handles, cheap to clone.
 
+use std::{ops::Deref, sync::Arc};
+
 use axum::extract::FromRef;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    chat::{ChatStreams, ModelCatalog, OpenAiService},
+    chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
     config::Limits,
 };
 
+/// The handles, behind one pointer: it is cloned for every request.
 #[derive(Clone, Debug)]
-pub(crate) struct AppState {
+pub(crate) struct AppState(Arc<Handles>);
+
+#[derive(Debug)]
+pub(crate) struct Handles {
     pub(crate) service: OpenAiService,
     pub(crate) catalog: ModelCatalog,
     pub(crate) streams: ChatStreams,
+    pub(crate) idempotency: Idempotency,
     pub(crate) closing: Closing,
+    pub(crate) sockets: Sockets,
+    /// What is begun here is waited for at the end.
+    pub(crate) tasks: TaskTracker,
     pub(crate) limits: Limits,
+}
+
+impl From<Handles> for AppState {
+    fn from(handles: Handles) -> Self {
+        Self(Arc::new(handles))
+    }
+}
+
+impl Deref for AppState {
+    type Target = Handles;
+
+    fn deref(&self) -> &Handles {
+        &self.0
+    }
 }
 
 /// Cancelled when readers of streams must go.
 #[derive(Clone, Debug)]
 pub(crate) struct Closing(pub(crate) CancellationToken);
+
+/// The WebSockets of one app. Each runs in a task that axum begins, so the app's end waits for them here.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sockets {
+    pub(crate) open: TaskTracker,
+    /// Cancelled when sockets may begin nothing more, and end with their last stream.
+    pub(crate) draining: CancellationToken,
+}
 
 impl FromRef<AppState> for ChatStreams {
     fn from_ref(state: &AppState) -> Self {

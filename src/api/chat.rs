@@ -2,7 +2,7 @@
 
 use axum::{
     extract::State,
-    http::HeaderMap,
+    http::{HeaderMap, HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
 use serde::{
@@ -15,14 +15,17 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{
-        docs::ChatErrors,
+        docs::{ChatErrors, IdempotencyKeyParam},
         error::ApiError,
-        extract::{Caller, FromFields, Json},
+        extract::{Caller, FromFields, IdempotencyKey, Json},
         observe::Spent,
-        stream,
+        stream::{self, Begun},
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
     },
-    chat::{ChatRequest, OnDisconnect, Opened},
+    chat::{
+        ChatAnswer, ChatRequest, OnDisconnect, Opened,
+        idempotency::{Claim, Outcome},
+    },
     config::{MAX_TOKENS_LIMIT, is_model_name},
     message::{Message, Role},
     state::AppState,
@@ -43,6 +46,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 /// `GET /chat/stream/{stream_id}`; its START names the stream, so it can be read again there.
 #[utoipa::path(
     post, path = "/chat", tag = "chat", operation_id = "chat",
+    params(IdempotencyKeyParam),
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
     responses(
         (status = 200, description = "The answer", content(
@@ -55,33 +59,71 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 async fn chat(
     State(state): State<AppState>,
     caller: Caller,
+    key: IdempotencyKey,
     headers: HeaderMap,
     Json(request): Json<StreamRequest>,
 ) -> Result<Response, ApiError> {
     if stream::accepts(&headers, "text/event-stream") {
-        return as_stream(state, caller, request).await;
+        return as_stream(state, caller, key, request).await;
     }
     let model = state.service.model_for(&request.chat).to_owned();
-    let answer = state.service.chat_with_history(request.chat).await;
-    let answer = answer.map_err(|error| ApiError::Chat { error, model })?;
-    let usage = answer.usage.map(UsageBody::from);
+    let failed = |error| ApiError::Chat { error, model };
+    let Some(key) = key.0 else {
+        let answer = state.service.chat_with_history(request.chat).await.map_err(failed)?;
+        return Ok(answered(answer, Timestamp::now()));
+    };
+    let claim = state.idempotency.claim(&caller.0, &key, &("chat", &request.chat));
+    let (is_first, waiting) = match claim {
+        Claim::First(ticket) => {
+            let waiting = ticket.waiting();
+            // On a task of its own: the answer is kept for a caller who comes back for it.
+            let service = state.service.clone();
+            state.tasks.spawn(async move {
+                let answer = service.chat_with_history(request.chat).await;
+                ticket.settle(answer.map_or_else(Outcome::Failed, |answer| Outcome::Answer(answer, Timestamp::now())));
+            });
+            (true, waiting)
+        }
+        Claim::Same(waiting) => (false, waiting),
+        Claim::Other => return Err(ApiError::IdempotencyKeyReused),
+    };
+    match waiting.outcome().await {
+        Some(Outcome::Answer(answer, at)) if is_first => Ok(answered(answer, at)),
+        Some(Outcome::Answer(answer, at)) => Ok((REPLAYED, answered(answer, at)).into_response()),
+        Some(Outcome::Failed(error)) => Err(failed(error)),
+        Some(Outcome::Stream(_)) | None => Err(ApiError::Internal),
+    }
+}
+
+/// Says that an answer was made for an earlier request with the same key.
+pub(crate) const REPLAYED: [(HeaderName, HeaderValue); 1] =
+    [(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"))];
+
+fn answered(answer: ChatAnswer, timestamp: Timestamp) -> Response {
     let spent = Spent { model: answer.model.clone(), usage: answer.usage };
-    let body = ChatAnswerBody { response: answer.text, usage, model: answer.model, timestamp: Timestamp::now() };
-    Ok((spent, Json(body)).into_response())
+    let usage = answer.usage.map(UsageBody::from);
+    let body = ChatAnswerBody { response: answer.text, usage, model: answer.model, timestamp };
+    (spent, Json(body)).into_response()
 }
 
 /// The same stream as `POST /chat/stream`, begun and read in one request.
-async fn as_stream(state: AppState, caller: Caller, request: StreamRequest) -> Result<Response, ApiError> {
+async fn as_stream(
+    state: AppState,
+    caller: Caller,
+    key: IdempotencyKey,
+    request: StreamRequest,
+) -> Result<Response, ApiError> {
     let owner = caller.0.clone();
-    let (spent, id) = stream::begin(&state.service, &state.streams, caller, request).await?;
-    match state.streams.open(id, &owner, None).await {
-        Some(Opened::Reader(reader)) => Ok((spent, stream::events(reader, state.closing.0)).into_response()),
-        Some(Opened::NothingLeft) | None => Err(ApiError::Internal),
-    }
+    let Begun { spent, id, is_replay } = stream::begin(&state, caller, key, request).await?;
+    let response = match state.streams.open(id, &owner, None).await {
+        Some(Opened::Reader(reader)) => (spent, stream::events(reader, state.closing.0.clone())).into_response(),
+        Some(Opened::NothingLeft) | None => return Err(ApiError::StreamNotFound),
+    };
+    Ok(if is_replay { (REPLAYED, response).into_response() } else { response })
 }
 
 /// A chat request, and what becomes of it when it is a stream and its reader leaves.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub(crate) struct StreamRequest {
     pub(crate) chat: ChatRequest,
     pub(crate) on_disconnect: OnDisconnect,

@@ -11,7 +11,7 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use utoipa::{IntoResponses, OpenApi};
+use utoipa::{IntoParams, IntoResponses, OpenApi};
 use utoipa_swagger_ui::Config;
 
 use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
@@ -35,6 +35,16 @@ use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
 )]
 pub(crate) struct Document;
 
+/// The header that makes a request safe to send again.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes IdempotencyKey to the OpenAPI document")]
+pub(crate) struct IdempotencyKeyParam {
+    /// The same key and the same body within ten minutes: the same answer or the same stream, paid for once.
+    #[param(rename = "Idempotency-Key", pattern = "^[!-~]{1,255}$")]
+    idempotency_key: Option<String>,
+}
+
 /// What any route can answer.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
@@ -49,7 +59,7 @@ pub(crate) enum PlainErrors {
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum ChatErrors {
     /// The request cannot be answered as it is: `context_length_exceeded`, `upstream_invalid_request`,
-    /// `unreadable_body`, `body_interrupted`
+    /// `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
     #[response(status = 400)]
     BadRequest(ErrorDocument),
     /// No such model: `model_not_found`
@@ -64,7 +74,8 @@ pub(crate) enum ChatErrors {
     /// The body is compressed or not UTF-8: `unsupported_media_type`
     #[response(status = 415)]
     MediaType(ErrorDocument),
-    /// The body does not have the expected form: `invalid_request`
+    /// The body does not have the expected form: `invalid_request`. The key was used for another body:
+    /// `idempotency_key_reused`, with a text as `detail`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
     /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`
@@ -90,7 +101,7 @@ pub(crate) enum ChatErrors {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum StreamStartErrors {
-    /// The body cannot be read: `unreadable_body`, `body_interrupted`
+    /// The request cannot be read: `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
     #[response(status = 400)]
     BadRequest(ErrorDocument),
     /// The body did not arrive in time: `body_timeout`
@@ -102,7 +113,8 @@ pub(crate) enum StreamStartErrors {
     /// The body is compressed or not UTF-8: `unsupported_media_type`
     #[response(status = 415)]
     MediaType(ErrorDocument),
-    /// The body does not have the expected form: `invalid_request`
+    /// The body does not have the expected form: `invalid_request`. The key was used for another body:
+    /// `idempotency_key_reused`, with a text as `detail`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
     /// A bug of the service: `internal`
@@ -125,6 +137,25 @@ pub(crate) enum StreamErrors {
     Internal(ErrorDocument),
 }
 
+/// What opening a WebSocket can answer instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum SocketErrors {
+    /// The page is not in `CORS_ALLOW_ORIGINS`: `origin_not_allowed`
+    #[response(status = 403)]
+    Origin(ErrorDocument),
+    /// Not a WebSocket handshake of version 13: `websocket_required`
+    #[response(status = 426)]
+    NoUpgrade(ErrorDocument),
+    /// A bug of the service: `internal`
+    #[response(status = 500)]
+    Internal(ErrorDocument),
+}
+
+/// The paths of [`router`].
+pub(crate) const PATHS: [&str; 5] =
+    ["/openapi.json", "/docs", "/docs/assets/{file}", "/redoc", "/redoc/redoc.standalone.js"];
+
 /// The pages, around a finished document.
 pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openapi::OpenApi) -> Router<S> {
     let document = Bytes::from(document.to_json().unwrap_or_default());
@@ -140,12 +171,13 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openap
         let swagger = Arc::clone(&swagger);
         async move { swagger_asset(&file, swagger) }
     };
+    let [document_path, swagger_path, assets_path, redoc_path, script_path] = PATHS;
     Router::new()
-        .route("/openapi.json", get(json))
-        .route("/docs", get(async || Html(SWAGGER_PAGE)))
-        .route("/docs/assets/{file}", get(asset))
-        .route("/redoc", get(async || Html(REDOC_PAGE)))
-        .route("/redoc/redoc.standalone.js", get(async || script(Bytes::from_static(REDOC_SCRIPT.as_bytes()))))
+        .route(document_path, get(json))
+        .route(swagger_path, get(async || Html(SWAGGER_PAGE)))
+        .route(assets_path, get(asset))
+        .route(redoc_path, get(async || Html(REDOC_PAGE)))
+        .route(script_path, get(async || script(Bytes::from_static(REDOC_SCRIPT.as_bytes()))))
 }
 
 const SWAGGER_PAGE: &str = include_str!("docs/swagger.html");

@@ -29,9 +29,25 @@ pub(crate) enum ApiError {
     /// No such stream, or another caller's, or one that has ended and cannot be stopped.
     #[error("스트리밍 세션을 찾을 수 없습니다")]
     StreamNotFound,
+    /// An address that is only for WebSockets, asked for anything else.
+    #[error("this address is for WebSocket connections")]
+    WebSocketRequired,
+    /// A page that is not in the list.
+    #[error("this origin is not allowed")]
+    OriginNotAllowed,
+    /// One socket follows as many streams as it may.
+    #[error("a socket follows at most {limit} streams at once")]
+    TooManyStreams { limit: usize },
+    /// Running answers may finish; new ones are not begun.
+    #[error("the service is stopping")]
+    Stopping,
     /// Running streams use up the memory there is for them.
     #[error("no room for another stream")]
     StreamLogFull,
+    #[error("Idempotency-Key must be one header of 1 to 255 visible ASCII characters")]
+    InvalidIdempotencyKey,
+    #[error("this Idempotency-Key was used for another request")]
+    IdempotencyKeyReused,
     /// The body was read and its shape is wrong.
     #[error("the body does not have the expected form")]
     Invalid(Vec<Issue>),
@@ -71,7 +87,13 @@ impl ApiError {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::StreamNotFound => (StatusCode::NOT_FOUND, "stream_not_found"),
+            Self::WebSocketRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_required"),
+            Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed"),
+            Self::TooManyStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
+            Self::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "shutdown"),
             Self::StreamLogFull => (StatusCode::SERVICE_UNAVAILABLE, "stream_log_full"),
+            Self::InvalidIdempotencyKey => (StatusCode::BAD_REQUEST, "invalid_idempotency_key"),
+            Self::IdempotencyKeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_request"),
             Self::UnreadableBody => (StatusCode::BAD_REQUEST, "unreadable_body"),
             Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
@@ -120,16 +142,22 @@ impl ApiError {
         }
     }
 
-    /// The body and the headers that go with it.
-    pub(crate) fn write(&self, request_id: &RequestId, response: &mut Response) {
-        let detail = match self {
+    /// What went wrong, as the caller reads it.
+    pub(crate) fn detail(&self) -> Detail<'_> {
+        match self {
             Self::Invalid(issues) => Detail::Issues(issues),
             other => Detail::Text(other.to_string()),
-        };
-        let body = ErrorBody { detail, code: self.code(), request_id: request_id.as_str() };
+        }
+    }
+
+    /// The body and the headers that go with it.
+    pub(crate) fn write(&self, request_id: &RequestId, response: &mut Response) {
+        let body = ErrorBody { detail: self.detail(), code: self.code(), request_id: request_id.as_str() };
         // Writing these types to memory cannot fail.
         *response.body_mut() = serde_json::to_vec(&body).unwrap_or_default().into();
         let headers = response.headers_mut();
+        // axum has measured the empty body that stood in its place.
+        headers.remove(header::CONTENT_LENGTH);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(wait) = self.retry_after() {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
@@ -138,6 +166,11 @@ impl ApiError {
         if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted) {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, Self::WebSocketRequired) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         }
     }
 }
@@ -187,9 +220,10 @@ struct ErrorBody<'a> {
     request_id: &'a str,
 }
 
-#[derive(Serialize)]
+/// What went wrong, in words or as a list of mistakes.
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
-enum Detail<'a> {
+pub(crate) enum Detail<'a> {
     Text(String),
     Issues(&'a [Issue]),
 }

@@ -51,6 +51,26 @@ impl<S: Send + Sync> FromRequestParts<S> for StreamPath {
     }
 }
 
+/// The caller's name for a request that it may send again: `[!-~]{1,255}`.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct IdempotencyKey(pub(crate) Option<String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else { return Ok(Self(None)) };
+        let key = value.to_str().unwrap_or_default();
+        let is_good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_good && values.next().is_none() {
+            Ok(Self(Some(key.to_owned())))
+        } else {
+            Err(ApiError::InvalidIdempotencyKey)
+        }
+    }
+}
+
 /// A JSON value, in or out. In: a type that is [`FromFields`]. Out: anything that serializes.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
@@ -134,7 +154,8 @@ async fn read_body(request: Request, limits: Limits) -> Result<Bytes, ApiError> 
     }
 }
 
-fn parse<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
+/// A value from the bytes of its JSON.
+pub(crate) fn parse<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::UnreadableBody)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let object: Object<T::Fields<'_>> = serde_json::from_str(text).map_err(|error| malformed(text, &error))?;

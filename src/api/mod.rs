@@ -8,6 +8,7 @@ mod health;
 mod json_error;
 mod models;
 mod observe;
+mod socket;
 mod stream;
 mod validation;
 
@@ -15,12 +16,14 @@ use std::any::Any;
 
 use axum::{
     Router,
+    body::Body,
     http::{HeaderName, HeaderValue, Method, header},
     response::{IntoResponse, Response},
 };
+use tower::Layer;
 use tower_http::{
-    catch_panic::CatchPanicLayer,
-    cors::{AllowOrigin, CorsLayer},
+    catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic},
+    cors::{AllowOrigin, Cors, CorsLayer},
 };
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -28,31 +31,48 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::{config::AllowedOrigins, state::AppState};
 use error::ApiError;
 pub(crate) use error::describe;
+use observe::{Observe, ObserveLayer};
 
-/// Every route, and every layer around them.
-pub(crate) fn router(state: AppState, origins: &AllowedOrigins) -> Router {
+/// Every route, and every layer around them: what answers a request. Cheap to clone.
+pub(crate) type Api = Observe<Cors<CatchPanic<Router, Panicked>>>;
+
+pub(crate) fn api(state: AppState, origins: &AllowedOrigins) -> Api {
     let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
         .merge(health::router())
         .merge(chat::router())
         .merge(stream::router())
+        .merge(socket::router(origins))
         .merge(models::router())
         .split_for_parts();
-    layered(routes.merge(docs::router(&document)), origins).with_state(state)
+    let paths = document.paths.paths.keys().map(String::as_str).chain(docs::PATHS);
+    let paths: Vec<_> = paths.map(str::to_owned).collect();
+    layered(routes.merge(docs::router(&document)).with_state(state), &paths, origins)
 }
 
-/// What stands around every route, and what answers where there is none.
-fn layered<S: Clone + Send + Sync + 'static>(routes: Router<S>, origins: &AllowedOrigins) -> Router<S> {
-    routes
-        .fallback(async || ApiError::NotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        // The first one sees a request first. One `layer` call, because each boxes every route anew.
-        .layer((observe::ObserveLayer::default(), cors(origins), CatchPanicLayer::custom(panicked)))
+/// What stands around the routes, and what answers where there is none.
+///
+/// The layers are around the router and not in it, where each would be boxed anew for every route and cloned with it for
+/// every request. `paths` are the router's own, so that a request's can be named.
+fn layered(routes: Router, paths: &[String], origins: &AllowedOrigins) -> Api {
+    let routes =
+        routes.fallback(async || ApiError::NotFound).method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
+    let catch_panic = CatchPanicLayer::custom(Panicked);
+    // The first one sees a request first.
+    (ObserveLayer::new(paths), cors(origins), catch_panic).layer(routes)
 }
 
-fn panicked(_: Box<dyn Any + Send>) -> Response {
-    // Rust has printed the place; what the panic says may hold anything.
-    tracing::error!("a handler panicked");
-    ApiError::Internal.into_response()
+/// Answers for a handler that panicked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Panicked;
+
+impl ResponseForPanic for Panicked {
+    type ResponseBody = Body;
+
+    fn response_for_panic(&mut self, _: Box<dyn Any + Send>) -> Response {
+        // Rust has printed the place; what the panic says may hold anything.
+        tracing::error!("a handler panicked");
+        ApiError::Internal.into_response()
+    }
 }
 
 /// Any page without credentials, or the listed ones with them.
@@ -83,7 +103,7 @@ fn cors(origins: &AllowedOrigins) -> CorsLayer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::{body::Body, http::Request, routing::get};
+    use axum::{http::Request, routing::get};
     use http_body_util::BodyExt;
     use tower::ServiceExt;
 
@@ -92,7 +112,8 @@ mod tests {
         async fn broken() -> &'static str {
             panic!("canary")
         }
-        let app: Router = layered(Router::new().route("/broken", get(broken)), &AllowedOrigins::Any);
+        let routes = Router::new().route("/broken", get(broken));
+        let app = layered(routes, &["/broken".into()], &AllowedOrigins::Any);
         let request = Request::get("/broken").header("x-request-id", "panic-1").body(Body::empty()).unwrap();
         let response = app.oneshot(request).await.unwrap();
         assert_eq!(response.status(), 500);

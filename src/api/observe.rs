@@ -14,8 +14,7 @@ use std::{
 use axum::{
     BoxError,
     body::{Body, HttpBody},
-    extract::{MatchedPath, Request},
-    http::{HeaderName, HeaderValue, Method},
+    http::{HeaderName, HeaderValue, Method, Request},
     response::{IntoResponseParts, Response, ResponseParts},
 };
 use bytes::Bytes;
@@ -47,32 +46,56 @@ impl IntoResponseParts for Spent {
     }
 }
 
+/// The names of routes, by the paths that match them: `/chat/stream/{stream_id}`, never a path as it was sent. The same
+/// matcher as axum's, asked a second time, because axum tells a matched path only to what is inside its router.
+type Routes = matchit::Router<Arc<str>>;
+
 /// Puts [`Observe`] around a service.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone)]
 pub(crate) struct ObserveLayer {
     ids: Arc<RequestIds>,
+    routes: Arc<Routes>,
+}
+
+impl ObserveLayer {
+    /// `paths` as axum writes them.
+    pub(crate) fn new(paths: &[String]) -> Self {
+        let mut routes = Routes::new();
+        for path in paths {
+            // axum has accepted these paths already; one that is refused here would be logged without a name.
+            let _ = routes.insert(path.as_str(), Arc::from(path.as_str()));
+        }
+        Self { ids: Arc::default(), routes: Arc::new(routes) }
+    }
 }
 
 impl<S> Layer<S> for ObserveLayer {
     type Service = Observe<S>;
 
     fn layer(&self, inner: S) -> Observe<S> {
-        Observe { inner, ids: Arc::clone(&self.ids) }
+        Observe { inner, ids: Arc::clone(&self.ids), routes: Arc::clone(&self.routes) }
     }
 }
 
 /// The layer's service. Written out, because `axum::middleware::from_fn` takes three allocations a request more.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Observe<S> {
     inner: S,
     ids: Arc<RequestIds>,
+    routes: Arc<Routes>,
 }
 
-impl<S, B> Service<Request> for Observe<S>
+impl<S> std::fmt::Debug for Observe<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Observe").field("ids", &self.ids).finish_non_exhaustive()
+    }
+}
+
+impl<S, B, R> Service<Request<B>> for Observe<S>
 where
-    S: Service<Request, Response = Response<B>, Error = Infallible>,
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
+    S: Service<Request<B>, Response = Response<R>, Error = Infallible>,
+    R: HttpBody<Data = Bytes> + Send + 'static,
+    R::Error: Into<BoxError>,
 {
     type Response = Response;
     type Error = Infallible;
@@ -82,11 +105,11 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
         let line = Line {
             method: request.method().clone(),
-            route: request.extensions().get::<MatchedPath>().cloned(),
+            route: self.routes.at(request.uri().path()).ok().map(|matched| Arc::clone(matched.value)),
             started: Instant::now(),
             request_id: given.and_then(RequestId::accept).unwrap_or_else(|| self.ids.next()),
             answered: false,
@@ -122,7 +145,7 @@ where
 /// The log line of one request. Dropped unanswered, the caller has left: that is 499, as nginx calls it.
 struct Line {
     method: Method,
-    route: Option<MatchedPath>,
+    route: Option<Arc<str>>,
     started: Instant,
     request_id: RequestId,
     answered: bool,
@@ -150,7 +173,7 @@ impl Line {
             ($level:ident) => {
                 tracing::$level!(
                     method = self.method.as_str(),
-                    route = self.route.as_ref().map_or("(none)", MatchedPath::as_str),
+                    route = self.route.as_deref().unwrap_or("(none)"),
                     status,
                     ms = f64::from(micros) / 1000.0,
                     request_id = self.request_id.as_str(),

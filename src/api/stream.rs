@@ -18,13 +18,16 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{
-        chat::{ChatBody, StreamRequest, UsageBody},
-        docs::{StreamErrors, StreamStartErrors},
+        chat::{ChatBody, REPLAYED, StreamRequest, UsageBody},
+        docs::{IdempotencyKeyParam, StreamErrors, StreamStartErrors},
         error::ApiError,
-        extract::{Caller, Json, StreamPath},
+        extract::{Caller, IdempotencyKey, Json, StreamPath},
         observe::Spent,
     },
-    chat::{ChatStreams, OpenAiService, Opened, Reader, Snapshot},
+    chat::{
+        ChatStreams, Opened, Reader, Snapshot,
+        idempotency::{Claim, Outcome},
+    },
     ids::StreamId,
     state::AppState,
     streams::{Followed, Seq, Status},
@@ -49,30 +52,55 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 /// reads. A stream that nobody ever reads is given up after a minute.
 #[utoipa::path(
     post, path = "/chat/stream", tag = "streams", operation_id = "start_stream",
+    params(IdempotencyKeyParam),
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
     responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors),
 )]
 async fn start(
-    State(service): State<OpenAiService>,
-    State(streams): State<ChatStreams>,
+    State(state): State<AppState>,
     caller: Caller,
+    key: IdempotencyKey,
     Json(request): Json<StreamRequest>,
-) -> Result<impl IntoResponse, ApiError> {
-    let (spent, stream_id) = begin(&service, &streams, caller, request).await?;
-    Ok((spent, Json(StartedBody { stream_id, status: "started" })))
+) -> Result<Response, ApiError> {
+    let Begun { spent, id, is_replay } = begin(&state, caller, key, request).await?;
+    let response = (spent, Json(StartedBody { stream_id: id, status: "started" })).into_response();
+    Ok(if is_replay { (REPLAYED, response).into_response() } else { response })
 }
 
-/// Begins a stream, for either of the two routes that can.
+/// A stream that has begun, now or when the same request came first.
+pub(crate) struct Begun {
+    pub(crate) spent: Spent,
+    pub(crate) id: StreamId,
+    pub(crate) is_replay: bool,
+}
+
+/// Begins a stream, for either of the routes that can.
 pub(crate) async fn begin(
-    service: &OpenAiService,
-    streams: &ChatStreams,
+    state: &AppState,
     Caller(owner): Caller,
+    key: IdempotencyKey,
     request: StreamRequest,
-) -> Result<(Spent, StreamId), ApiError> {
-    let spent = Spent { model: service.model_for(&request.chat).to_owned(), usage: None };
-    let begun = service.chat_stream_with_history(streams, owner, request.chat, request.on_disconnect).await;
+) -> Result<Begun, ApiError> {
+    let spent = Spent { model: state.service.model_for(&request.chat).to_owned(), usage: None };
+    let ticket = match key.0.map(|key| state.idempotency.claim(&owner, &key, &("stream", &request))) {
+        None => None,
+        Some(Claim::First(ticket)) => Some(ticket),
+        Some(Claim::Other) => return Err(ApiError::IdempotencyKeyReused),
+        Some(Claim::Same(waiting)) => {
+            return match waiting.outcome().await {
+                Some(Outcome::Stream(id)) => Ok(Begun { spent, id, is_replay: true }),
+                // The first could not begin for want of room.
+                _ => Err(ApiError::StreamLogFull),
+            };
+        }
+    };
+    let StreamRequest { chat, on_disconnect } = request;
+    let begun = state.service.chat_stream_with_history(&state.streams, owner, chat, on_disconnect).await;
     let id = begun.map_err(|_| ApiError::StreamLogFull)?;
-    Ok((spent, id))
+    if let Some(ticket) = ticket {
+        ticket.settle(Outcome::Stream(id));
+    }
+    Ok(Begun { spent, id, is_replay: false })
 }
 
 /// Read a stream
@@ -104,7 +132,10 @@ async fn read(
 ) -> Result<Response, ApiError> {
     match reading {
         // As the original; and whoever only asks must not count as a reader.
-        Reading::Head => Err(ApiError::MethodNotAllowed),
+        Reading::Head => {
+            let allow = [(header::ALLOW, HeaderValue::from_static("GET,DELETE"))];
+            Ok((allow, ApiError::MethodNotAllowed).into_response())
+        }
         Reading::State => {
             let snapshot = state.streams.snapshot(id, &owner).await.ok_or(ApiError::StreamNotFound)?;
             Ok(Json(SnapshotBody::new(id, snapshot)).into_response())
@@ -112,7 +143,7 @@ async fn read(
         Reading::Events { cursor } => match state.streams.open(id, &owner, cursor).await {
             None => Err(ApiError::StreamNotFound),
             Some(Opened::NothingLeft) => Ok(StatusCode::NO_CONTENT.into_response()),
-            Some(Opened::Reader(reader)) => Ok(events(reader, state.closing.0)),
+            Some(Opened::Reader(reader)) => Ok(events(reader, state.closing.0.clone())),
         },
     }
 }
@@ -174,6 +205,11 @@ fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
         Some(header) => header.to_owned(),
         None => query?.split('&').find_map(named)?,
     };
+    parse_cursor(&text)
+}
+
+/// Digits and nothing else.
+pub(crate) fn parse_cursor(text: &str) -> Option<Seq> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 

@@ -1,6 +1,7 @@
 //! What a chat is: free of HTTP, of OpenAI's wire format and of storage.
 
 mod catalog;
+pub mod idempotency;
 mod pump;
 mod streams;
 
@@ -8,7 +9,10 @@ pub use catalog::{ListedModel, ModelCatalog};
 pub use pump::{Describe, Failure, MAX_TEXT_BYTES};
 pub use streams::{ChatStreams, OnDisconnect, Opened, Reader, Snapshot};
 
-use std::sync::Arc;
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use crate::{
     config::Defaults,
@@ -30,6 +34,14 @@ pub struct ChatRequest {
     /// 0 to 2.
     pub temperature: Option<f64>,
     pub max_tokens: Option<u32>,
+}
+
+/// Two requests are the same when everything that bears on the answer is.
+impl Hash for ChatRequest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { message, history, system_prompt, model, temperature, max_tokens } = self;
+        (message, history, system_prompt, model, temperature.map(f64::to_bits), max_tokens).hash(state);
+    }
 }
 
 /// A whole answer.

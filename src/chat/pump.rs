@@ -123,20 +123,24 @@ impl Pump {
             Ok(answer) => answer,
             Err(error) => return Outcome::Failed(error),
         };
-        let mut pieces = Vec::new();
         loop {
-            match answer.next(&mut pieces).await {
+            let behind = self.encoder.last();
+            let Self { encoder, text, .. } = self;
+            let mut is_too_large = false;
+            let came = answer.next(|piece| {
+                is_too_large |= text.len() + piece.len() > MAX_TEXT_BYTES;
+                if !is_too_large {
+                    encoder.push_chunk(piece);
+                    text.push_str(piece);
+                }
+            });
+            match came.await {
                 Ok(Some(ending)) => return Outcome::Complete(ending),
                 Ok(None) => {}
                 Err(error) => return Outcome::Failed(error),
             }
-            let behind = self.encoder.last();
-            for piece in pieces.drain(..) {
-                if self.text.len() + piece.len() > MAX_TEXT_BYTES {
-                    return Outcome::TooLarge;
-                }
-                self.encoder.push(&Event::Chunk { content: &piece });
-                self.text.push_str(&piece);
+            if is_too_large {
+                return Outcome::TooLarge;
             }
             if self.log.append(self.id, behind, self.encoder.take()).await.is_err() {
                 return Outcome::Fenced;

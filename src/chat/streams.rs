@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What becomes of a stream whose last reader leaves.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum OnDisconnect {
     /// It goes on, and can be read again.
     #[default]
@@ -118,14 +118,14 @@ impl ChatStreams {
         Ok(id)
     }
 
-    /// A reader of the stream behind `cursor`. A cursor that is ahead of the log, or none, begins at START. `None`: the
-    /// caller has no such stream.
+    /// A reader of the stream behind `cursor`. No cursor, or one that is ahead of a running stream, begins at START; at or
+    /// past the end of an ended stream there is nothing left. `None`: the caller has no such stream.
     pub async fn open(&self, id: StreamId, owner: &Owner, cursor: Option<Seq>) -> Option<Opened> {
         let state = self.owned(id, owner).await?;
-        let cursor = cursor.filter(|cursor| *cursor <= state.last).unwrap_or(0);
-        if state.status.is_ended() && cursor == state.last {
+        if state.status.is_ended() && cursor.is_some_and(|cursor| cursor >= state.last) {
             return Some(Opened::NothingLeft);
         }
+        let cursor = cursor.filter(|cursor| *cursor <= state.last).unwrap_or(0);
         let follow = Follow::from(Arc::clone(&self.0.log), id, cursor).await?;
         Some(Opened::Reader(Reader { follow, _attached: self.attach(id) }))
     }

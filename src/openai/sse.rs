@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use memchr::{memchr, memchr2};
+
 /// Most bytes of a line, and of the data of an event.
 pub const MAX_LINE_BYTES: usize = 1024 * 1024;
 
@@ -54,7 +56,7 @@ impl Decoder {
                 rest = behind;
             }
         }
-        while let Some(end) = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')) {
+        while let Some(end) = memchr2(b'\n', b'\r', rest) {
             let (line, behind) = rest.split_at(end);
             let (ended_by, behind) = behind.split_first().unwrap_or((&b'\n', &[]));
             rest = behind;
@@ -98,7 +100,7 @@ impl Decoder {
             self.name.clear();
             return Ok(());
         }
-        let (field, value) = match line.iter().position(|byte| *byte == b':') {
+        let (field, value) = match memchr(b':', line) {
             Some(colon) => {
                 let (field, rest) = line.split_at(colon);
                 let value = rest.strip_prefix(b":").unwrap_or(rest);

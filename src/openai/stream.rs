@@ -1,15 +1,17 @@
 //! A streamed answer: from the upstream's bytes to pieces of text, and to the proof that the answer is complete.
 
-use std::{collections::VecDeque, pin::pin, time::Duration};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use reqwest::Response;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::{
-    task::yield_now,
-    time::{Instant, timeout_at},
-};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     config::Timeouts,
@@ -52,8 +54,8 @@ const GATHER_BYTES: usize = 16 * 1024;
 
 /// How often a stream that has something in hand lets others run before it looks for more. hyper hands a body over
 /// one HTTP chunk at a time, by way of another task: twice is what that task needs to hand over what has arrived.
-/// `performance` in the bench shows what it saves.
-const GATHER_YIELDS: u32 = 2;
+/// `cargo bench` shows what it saves.
+const GATHER_TURNS: u32 = 2;
 
 /// A running answer.
 #[derive(Debug)]
@@ -65,12 +67,15 @@ pub struct AnswerStream {
     reading: Reading,
     /// When the last meaningful event came; `None` before the first word.
     last_event: Option<Instant>,
+    /// Goes off at the deadline or before it: moving a timer at every event would cost more than looking again.
+    alarm: Pin<Box<Sleep>>,
 }
 
 /// What the events so far said.
 #[derive(Debug, Default)]
 struct Reading {
-    pieces: VecDeque<String>,
+    /// Whether text has been handed on.
+    has_text: bool,
     finish_reason: Option<&'static str>,
     finished_at: Option<Instant>,
     usage: Option<Usage>,
@@ -88,18 +93,19 @@ enum Arrived {
 
 impl AnswerStream {
     pub(super) fn new(response: Response, limits: StreamLimits, secret: SecretString) -> Self {
-        Self { response, limits, secret, decoder: Decoder::default(), reading: Reading::default(), last_event: None }
+        let alarm = Box::pin(sleep_until(limits.started + limits.timeouts.first_token));
+        let (decoder, reading) = (Decoder::default(), Reading::default());
+        Self { response, limits, secret, decoder, reading, last_event: None, alarm }
     }
 
-    /// The next pieces of text, in order, into `pieces`: at least one, unless the answer has ended. What has arrived
+    /// Hands the next pieces of text, in order, to `on_text`: at least one, unless the answer has ended. What has arrived
     /// together is handed on together. `Some` when the upstream has said that the answer is complete.
     ///
     /// # Errors
     /// The answer broke, stalled, or is not one. The pieces before that have been handed on.
-    pub async fn next(&mut self, pieces: &mut Vec<String>) -> Result<Option<Ending>, UpstreamError> {
+    pub async fn next(&mut self, mut on_text: impl FnMut(&str) + Send) -> Result<Option<Ending>, UpstreamError> {
         loop {
-            if !self.reading.pieces.is_empty() {
-                pieces.extend(self.reading.pieces.drain(..));
+            if std::mem::take(&mut self.reading.has_text) {
                 return Ok(None);
             }
             if let Some(failure) = self.reading.failure.take() {
@@ -108,40 +114,26 @@ impl AnswerStream {
             if self.reading.is_done {
                 return Ok(Some(Ending { finish_reason: self.reading.finish_reason, usage: self.reading.usage }));
             }
-            self.wait().await;
+            self.wait(&mut on_text).await;
         }
     }
 
     /// Waits for bytes, within the limits, and takes in all that have arrived.
-    async fn wait(&mut self) {
-        let (deadline, stage, limit) = self.deadline();
-        let chunk = timeout_at(deadline, self.response.chunk()).await;
-        let Ok(chunk) = chunk else {
-            if self.reading.finish_reason.is_some() {
-                self.reading.is_done = true;
-            } else {
-                self.reading.failure = Some(UpstreamError::Timeout { stage, limit });
-            }
-            return;
-        };
-        self.take_in(arrived(chunk));
-        let mut yields = 0;
+    async fn wait(&mut self, on_text: &mut (impl FnMut(&str) + Send)) {
+        let Some(first) = self.arrival().await else { return };
+        self.take_in(first, on_text);
+        let mut turns = 0;
         let mut gathered = 0;
-        while yields < GATHER_YIELDS && gathered < GATHER_BYTES && self.wants_more() {
-            let chunk = self.look();
-            match chunk {
-                Some(chunk) => {
-                    let arrived = arrived(chunk);
-                    if let Arrived::Bytes(bytes) = &arrived {
-                        gathered += bytes.len();
-                    }
-                    self.take_in(arrived);
-                    yields = 0;
+        while turns < GATHER_TURNS && gathered < GATHER_BYTES && self.wants_more() {
+            if let Some(arrived) = self.look() {
+                if let Arrived::Bytes(bytes) = &arrived {
+                    gathered += bytes.len();
                 }
-                None => {
-                    yield_now().await;
-                    yields += 1;
-                }
+                self.take_in(arrived, on_text);
+                turns = 0;
+            } else {
+                turn().await;
+                turns += 1;
             }
         }
         if std::mem::take(&mut self.reading.has_news) {
@@ -152,9 +144,35 @@ impl AnswerStream {
         }
     }
 
+    /// The next part of the body. `None` when the time for it is over.
+    async fn arrival(&mut self) -> Option<Arrived> {
+        let (deadline, ..) = self.deadline();
+        if deadline < self.alarm.deadline() {
+            self.alarm.as_mut().reset(deadline);
+        }
+        loop {
+            tokio::select! {
+                biased;
+                chunk = self.response.chunk() => return Some(arrived(chunk)),
+                () = self.alarm.as_mut() => {
+                    let (deadline, stage, limit) = self.deadline();
+                    if Instant::now() < deadline {
+                        self.alarm.as_mut().reset(deadline);
+                    } else if self.reading.finish_reason.is_some() {
+                        self.reading.is_done = true;
+                        return None;
+                    } else {
+                        self.reading.failure = Some(UpstreamError::Timeout { stage, limit });
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
     /// The next part of the body, if it is there already.
-    fn look(&mut self) -> Option<Result<Option<Bytes>, reqwest::Error>> {
-        pin!(self.response.chunk()).now_or_never()
+    fn look(&mut self) -> Option<Arrived> {
+        pin!(self.response.chunk()).now_or_never().map(arrived)
     }
 
     fn wants_more(&self) -> bool {
@@ -173,12 +191,12 @@ impl AnswerStream {
         if end < next.0 { (end, Stage::Total, total) } else { next }
     }
 
-    fn take_in(&mut self, arrived: Arrived) {
+    fn take_in(&mut self, arrived: Arrived, on_text: &mut impl FnMut(&str)) {
         let reading = &mut self.reading;
         match arrived {
             Arrived::Bytes(bytes) => {
                 let secret = self.secret.expose_secret();
-                if self.decoder.feed(&bytes, |event| reading.event(event, secret)).is_err() {
+                if self.decoder.feed(&bytes, |event| reading.event(event, secret, on_text)).is_err() {
                     reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
                 }
             }
@@ -192,13 +210,27 @@ impl AnswerStream {
     /// After `[DONE]` only the end of the body is left, and reading it keeps the connection for the next request. A
     /// body that goes on is not waited for: the connection is closed with it.
     async fn let_go(&mut self) {
-        for _ in 0..=GATHER_YIELDS {
+        for _ in 0..=GATHER_TURNS {
             if self.look().is_some() {
                 return;
             }
-            yield_now().await;
+            turn().await;
         }
     }
+}
+
+/// Lets the tasks run that are ready now. Unlike `yield_now` it does not look for new I/O in between, which would cost
+/// a system call at every word.
+async fn turn() {
+    let mut had_turn = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut had_turn, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn arrived(chunk: Result<Option<Bytes>, reqwest::Error>) -> Arrived {
@@ -216,7 +248,7 @@ impl Reading {
         }
     }
 
-    fn event(&mut self, event: sse::Event<'_>, secret: &str) {
+    fn event(&mut self, event: sse::Event<'_>, secret: &str, on_text: &mut impl FnMut(&str)) {
         if self.is_done || self.failure.is_some() {
             return;
         }
@@ -240,7 +272,8 @@ impl Reading {
             let delta = choice.delta.map(|delta| (delta.content.0, delta.refusal.0));
             let (content, refusal) = delta.unwrap_or_default();
             if let Some(text) = content.filter(|text| !text.is_empty()).or(refusal).filter(|text| !text.is_empty()) {
-                self.pieces.push_back(text.into_owned());
+                on_text(&text);
+                self.has_text = true;
                 self.has_news = true;
             }
             if let Some(reason) = choice.finish_reason.0 {

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, Interval, MissedTickBehavior, interval_at},
+};
 
 use crate::{
     ids::StreamId,
@@ -20,6 +23,8 @@ pub struct Follow {
     id: StreamId,
     cursor: Seq,
     wake: watch::Receiver<Seq>,
+    /// One timer for the reader's whole life: setting one up for every wait would cost more than the wait.
+    poll: Interval,
     ended: bool,
 }
 
@@ -38,7 +43,9 @@ impl Follow {
     /// A reader that begins behind `cursor`. `None`: no such stream.
     pub async fn from(log: Arc<dyn StreamLog>, id: StreamId, cursor: Seq) -> Option<Self> {
         let wake = log.watch(id).await?;
-        Some(Self { log, id, cursor, wake, ended: false })
+        let mut poll = interval_at(Instant::now() + POLL, POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Some(Self { log, id, cursor, wake, poll, ended: false })
     }
 
     /// The last entry that was handed out.
@@ -65,7 +72,11 @@ impl Follow {
                 return Followed::End(slice.status);
             }
             // A sender that is gone means that the stream is: the read will say so. A lost hint costs one period.
-            let _ = timeout(POLL, self.wake.changed()).await;
+            tokio::select! {
+                biased;
+                _ = self.wake.changed() => {}
+                _ = self.poll.tick() => {}
+            }
         }
     }
 

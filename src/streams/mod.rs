@@ -87,7 +87,7 @@ pub struct State {
 }
 
 /// Whose a stream is. Everybody's are the same until callers are told apart.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Owner(Arc<str>);
 
 impl Owner {

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use reqwest::Method;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
-use crate::support::{ScriptedUpstream, TestApp};
+use crate::support::{PATIENCE, Play, ScriptedUpstream, TestApp};
 
 fn head(app: &TestApp, headers: &str) -> Vec<u8> {
     let host = app.address;
@@ -109,4 +113,64 @@ async fn unknown_paths_and_wrong_methods_get_the_originals_answers() {
         assert_eq!((detail.as_str().unwrap(), code.as_str()), ("Method Not Allowed", "method_not_allowed"));
         assert_eq!(answer.header("allow"), Some(allow), "{path}");
     }
+}
+
+/// A reader of a stream who reads the head and then nothing.
+async fn silent_reader(app: &TestApp, id: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(app.address).await.unwrap();
+    let request = format!("GET /chat/stream/{id} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.read_exact(&mut [0; 12]).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_does_not_read_is_left_and_may_come_back() {
+    let upstream = ScriptedUpstream::start().await;
+    // Four megabytes: more than the buffers on the way take.
+    let piece = "가".repeat(10_000);
+    let event = serde_json::json!({"choices": [{"index": 0, "delta": {"content": piece}}]});
+    let mut bytes = b"HTTP/1.1 200 X\r\ncontent-type: text/event-stream\r\n\r\n".to_vec();
+    for _ in 0..130 {
+        bytes.extend_from_slice(format!("data: {event}\n\n").as_bytes());
+    }
+    bytes.extend_from_slice(b"data: [DONE]\n\n");
+    upstream.then([Play::Send(bytes), Play::Close]);
+    let app =
+        TestApp::start_with(&upstream.base_url, |config| config.limits.write_time = Duration::from_millis(300)).await;
+    let started = app
+        .request(Method::POST, "/chat/stream", &[("content-type", "application/json")], br#"{"message":"x"}"#.to_vec())
+        .await;
+    let id = started.json()["stream_id"].as_str().unwrap().to_owned();
+
+    let mut silent = silent_reader(&app, &id).await;
+    // Another one reads everything meanwhile.
+    let whole = app.get(&format!("/chat/stream/{id}")).await.text();
+    assert!(whole.contains("\"type\":\"END\""));
+    // The silent one was left in the middle: what is still on its way to him is all there will be.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    let mut rest = Vec::new();
+    let _ = tokio::time::timeout(PATIENCE, silent.read_to_end(&mut rest)).await.expect("the connection is closed");
+    assert!(rest.len() < whole.len() / 2, "{} of {}", rest.len(), whole.len());
+
+    let again = app.request(Method::GET, &format!("/chat/stream/{id}"), &[("last-event-id", "100")], Vec::new()).await;
+    let tail = whole.split_once("id: 101\n").unwrap().1;
+    assert!(again.text().ends_with(tail));
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_for_one_to_close() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.limits.connections = 2).await;
+    let first = TcpStream::connect(app.address).await.unwrap();
+    let second = TcpStream::connect(app.address).await.unwrap();
+    let mut third = TcpStream::connect(app.address).await.unwrap();
+    third.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = third.read_u8();
+    tokio::pin!(answer);
+    let early = tokio::time::timeout(Duration::from_millis(200), answer.as_mut()).await;
+    assert!(early.is_err(), "it waits");
+    drop(first);
+    assert_eq!(answer.await.unwrap(), b'H');
+    drop(second);
 }

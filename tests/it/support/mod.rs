@@ -1,6 +1,8 @@
 //! What the tests stand on: the service on a real port, an upstream that does as it is told, and the log.
 
 pub mod browser;
+pub mod cutting_proxy;
+pub mod events;
 pub mod log;
 pub mod upstream;
 

@@ -17,7 +17,7 @@ use crate::{
     chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
     config::{Config, Limits},
     openai::{Client, ClientError},
-    state::{Closing, Handles, Sockets},
+    state::{Closing, Handles, Place, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
 };
 use connection::ConnectionServer;
@@ -68,11 +68,11 @@ impl App {
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> bool {
         self.tasks.spawn(expire(Arc::clone(&self.log), shutdown.clone()));
         let connections = TaskTracker::new();
-        let server = ConnectionServer::new(self.api.clone(), self.limits, shutdown.clone());
-        // One more than may be open waits in the system's queue until one closes.
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
+        let server = ConnectionServer::new(self.api.clone(), self.limits, shutdown.clone());
         loop {
             let next = async {
+                // One more than may be open waits in the system's queue until one closes.
                 let place = Arc::clone(&places).acquire_owned().await;
                 (place, listener.accept().await)
             };
@@ -86,11 +86,9 @@ impl App {
                     }
                 },
             };
-            let connection = server.clone().serve(stream);
-            connections.spawn(async move {
-                connection.await;
-                drop(place);
-            });
+            // The semaphore is never closed.
+            let Ok(place) = place else { break };
+            connections.spawn(server.clone().serve(stream, Place(Arc::new(place))));
         }
         // From here on new connections are refused.
         drop(listener);

@@ -3,6 +3,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use axum::extract::FromRef;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -52,6 +53,10 @@ pub(crate) struct Sockets {
     /// Cancelled when sockets may begin nothing more, and end with their last stream.
     pub(crate) draining: CancellationToken,
 }
+
+/// A connection's place among those that may be open at once. A WebSocket takes it over.
+#[derive(Clone, Debug)]
+pub(crate) struct Place(#[expect(dead_code, reason = "it is there to be held")] pub(crate) Arc<OwnedSemaphorePermit>);
 
 impl FromRef<AppState> for ChatStreams {
     fn from_ref(state: &AppState) -> Self {

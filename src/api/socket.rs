@@ -14,7 +14,7 @@ use axum::{
         State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
-    http::{HeaderMap, header},
+    http::{HeaderMap, header, request::Parts},
     response::Response,
 };
 use futures_util::{
@@ -35,7 +35,7 @@ use crate::{
     chat::{Opened, Reader},
     config::AllowedOrigins,
     ids::StreamId,
-    state::AppState,
+    state::{AppState, Place},
     streams::{Followed, Seq, event::entries},
 };
 use message::{Asked, Reply, Request, frame};
@@ -99,10 +99,10 @@ async fn socket(
     State(state): State<AppState>,
     Extension(settings): Extension<Arc<Settings>>,
     caller: Caller,
-    headers: HeaderMap,
+    parts: Parts,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    if !is_allowed(&settings.origins, &headers) {
+    if !is_allowed(&settings.origins, &parts.headers) {
         return Err(ApiError::OriginNotAllowed);
     }
     let upgrade = upgrade.map_err(|_| ApiError::WebSocketRequired)?;
@@ -111,9 +111,10 @@ async fn socket(
     let upgrade = upgrade.read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
     // Taken while the connection is still waited for, so that no end comes between.
     let open = state.sockets.open.token();
+    let place = parts.extensions.get::<Place>().cloned();
     Ok(upgrade.on_upgrade(async move |socket| {
         Session::new(socket, state, caller, settings).run().await;
-        drop(open);
+        drop((open, place));
     }))
 }
 

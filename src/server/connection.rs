@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, header::UPGRADE, server::conn::http1};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -20,8 +20,9 @@ use tokio::{
     time::{Sleep, sleep},
 };
 use tokio_util::sync::CancellationToken;
+use tower::Service;
 
-use crate::{api::Api, config::Limits};
+use crate::{api::Api, config::Limits, state::Place};
 
 /// Most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -54,7 +55,7 @@ impl ConnectionServer {
     }
 
     /// Answers until the connection ends, or the service does.
-    pub(super) async fn serve(self, stream: TcpStream) {
+    pub(super) async fn serve(self, stream: TcpStream, place: Place) {
         // An answer must not wait for the next one to fill a packet.
         let _ = stream.set_nodelay(true);
         let socket = SockRef::from(&stream);
@@ -63,7 +64,8 @@ impl ConnectionServer {
         #[cfg(target_os = "linux")]
         let _ = socket.set_tcp_user_timeout(Some(self.write_time));
         let stream = Progressing { stream, limit: self.write_time, stuck: None };
-        let connection = self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(self.api));
+        let connection =
+            self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(Placed { api: self.api, place }));
         // WebSockets take the connection over.
         let connection = connection.with_upgrades();
         tokio::pin!(connection);
@@ -78,6 +80,30 @@ impl ConnectionServer {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended with an error");
         }
+    }
+}
+
+/// Shows a request that wants to take the connection over the place that goes with it.
+#[derive(Clone, Debug)]
+struct Placed {
+    api: Api,
+    place: Place,
+}
+
+impl Service<Request<Incoming>> for Placed {
+    type Response = <Api as Service<Request<Incoming>>>::Response;
+    type Error = <Api as Service<Request<Incoming>>>::Error;
+    type Future = <Api as Service<Request<Incoming>>>::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Service::<Request<Incoming>>::poll_ready(&mut self.api, context)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        if request.headers().contains_key(UPGRADE) {
+            request.extensions_mut().insert(self.place.clone());
+        }
+        self.api.call(request)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{SinkExt, StreamExt};
 use reqwest::Method;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -173,4 +174,25 @@ async fn more_connections_than_allowed_wait_for_one_to_close() {
     drop(first);
     assert_eq!(answer.await.unwrap(), b'H');
     drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_websocket_takes_the_place_of_its_connection() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.limits.connections = 1).await;
+    let url = format!("ws://{}/chat/ws", app.address);
+    let (mut socket, _) = tokio_tungstenite::connect_async(&url).await.unwrap();
+    // Only a socket that has its place answers.
+    socket.send("not a request".into()).await.unwrap();
+    let refused = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
+    assert!(refused.to_text().unwrap().contains("REJECTED"));
+
+    let mut other = TcpStream::connect(app.address).await.unwrap();
+    other.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let answer = other.read_u8();
+    tokio::pin!(answer);
+    let early = tokio::time::timeout(Duration::from_millis(200), answer.as_mut()).await;
+    assert!(early.is_err(), "it waits");
+    drop(socket);
+    assert_eq!(tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap(), b'H');
 }

@@ -144,6 +144,7 @@ async fn upstreams_own_words_come_without_secrets() {
 #[tokio::test]
 async fn an_error_inside_the_stream_ends_it_first_or_later() {
     let unknown = error(&format!("{PRIVATE} {CANARY_KEY}"), &json!("server_error"));
+    let more = format!("data: {}\n\n", delta(&json!({"content": "more"}), &Value::Null));
     for (event, code, status, retryable) in [
         (format!("data: {unknown}\n\n"), "upstream_error", 502, true),
         (format!("event: error\ndata: {unknown}\n\n"), "upstream_error", 502, true),
@@ -154,8 +155,8 @@ async fn an_error_inside_the_stream_ends_it_first_or_later() {
         ("data: {\"error\":\"canary-private\"}\n\n".to_owned(), "upstream_error", 502, true),
     ] {
         for pieces in [&[][..], &["안녕", "하세요"]] {
-            // What comes behind it would be an answer, and is none.
-            let script = Script::chunked().role().pieces(pieces).bytes(event.as_bytes()).piece("more");
+            // What comes behind it, in the same packet and later, would be an answer, and is none.
+            let script = Script::chunked().role().pieces(pieces).bytes([&event, more.as_str()].concat().as_bytes());
             let outcome = Outcome::of(script.finish("stop").done().end()).await;
             outcome.assert_error(code, status, retryable, pieces);
         }
@@ -289,9 +290,12 @@ async fn an_event_that_is_not_json_is_an_error_and_is_not_quoted() {
         format!("[done] {PRIVATE}"),
         String::new(),
     ];
+    let rest = format!("data: {}\n\ndata: [DONE]\n\n", delta(&json!({"content": "more"}), &json!("stop")));
     for data in malformed {
         for pieces in [&[][..], &["안", "녕"]] {
-            let script = Script::chunked().role().pieces(pieces).event(&data).piece("more").finish("stop").done().end();
+            // The rest of the answer comes with it, in the same packet.
+            let together = format!("data: {data}\n\n{rest}");
+            let script = Script::chunked().role().pieces(pieces).bytes(together.as_bytes()).end();
             let words = Outcome::of(script).await.assert_error("upstream_protocol", 502, true, pieces);
             assert_eq!(words, "OpenAI API gave something that is not an answer: a stream event that is not JSON");
         }
@@ -501,7 +505,7 @@ async fn wherever_the_bytes_are_cut_the_events_are_the_same() {
     let events = [
         format!("data: {}\n\n", delta(&json!({"content": "안녕"}), &Value::Null)),
         ": comment\r\n\r\n".to_owned(),
-        "data: {\"choices\":[{\"delta\":\ndata: {\"content\":\"👩‍👩‍👧\\n\\ud83d\\ude00\"}}]}\r\n\r\n".to_owned(),
+        "data: {\"choices\":[{\"delta\":\r\ndata: {\"content\":\"👩‍👩‍👧\\n\\ud83d\\ude00\"}}]}\r\n\r\n".to_owned(),
         "data: {\"choices\":[{\"delta\":{\"content\":\"é\"}}]}\r\r".to_owned(),
         "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n".to_owned(),
         "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3}}\n\n"

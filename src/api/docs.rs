@@ -45,12 +45,15 @@ pub(crate) struct IdempotencyKeyParam {
     idempotency_key: Option<String>,
 }
 
+/// The request id of the examples.
+const REQUEST_ID: &str = "3e458467-c21f-4429-a90d-e0d2f496e3b2";
+
 /// What any route can answer.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum PlainErrors {
     /// A bug of the service: `internal`
-    #[response(status = 500)]
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
 }
 
@@ -60,40 +63,40 @@ pub(crate) enum PlainErrors {
 pub(crate) enum ChatErrors {
     /// The request cannot be answered as it is: `context_length_exceeded`, `upstream_invalid_request`,
     /// `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
-    #[response(status = 400)]
+    #[response(status = 400, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: This model's maximum context length is 16385 tokens.", "code": "context_length_exceeded", "request_id": REQUEST_ID}))]
     BadRequest(ErrorDocument),
     /// No such model: `model_not_found`
-    #[response(status = 404)]
+    #[response(status = 404, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: The model `gpt-9` does not exist or you do not have access to it.", "code": "model_not_found", "request_id": REQUEST_ID}))]
     NotFound(ErrorDocument),
     /// The body did not arrive in time: `body_timeout`
-    #[response(status = 408)]
+    #[response(status = 408, example = json!({"detail": "the body did not arrive within 30s", "code": "body_timeout", "request_id": REQUEST_ID}))]
     Timeout(ErrorDocument),
     /// The body is too large: `body_too_large`
-    #[response(status = 413)]
+    #[response(status = 413, example = json!({"detail": "the body is larger than 2097152 bytes", "code": "body_too_large", "request_id": REQUEST_ID}))]
     TooLarge(ErrorDocument),
     /// The body is compressed or not UTF-8: `unsupported_media_type`
-    #[response(status = 415)]
+    #[response(status = 415, example = json!({"detail": "a compressed body is not accepted", "code": "unsupported_media_type", "request_id": REQUEST_ID}))]
     MediaType(ErrorDocument),
     /// The body does not have the expected form: `invalid_request`. The key was used for another body:
     /// `idempotency_key_reused`, with a text as `detail`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
     /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`
-    #[response(status = 429)]
+    #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: Rate limit reached for gpt-4o.", "code": "upstream_rate_limited", "request_id": REQUEST_ID}))]
     RateLimited(ErrorDocument),
     /// A bug of the service: `internal`
-    #[response(status = 500)]
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
     /// The upstream failed: `upstream_auth`, `upstream_empty`, `upstream_error`, `upstream_protocol`,
     /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
-    #[response(status = 502)]
+    #[response(status = 502, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: the connection to OpenAI API broke before the answer was complete", "code": "upstream_reset", "request_id": REQUEST_ID}))]
     BadGateway(ErrorDocument),
     /// The upstream cannot serve now: `upstream_overloaded` and `stream_log_full` (see `Retry-After`),
     /// `upstream_quota`
-    #[response(status = 503)]
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API is overloaded", "code": "upstream_overloaded", "request_id": REQUEST_ID}))]
     Unavailable(ErrorDocument),
     /// The upstream took too long: `upstream_timeout`, `upstream_deadline`
-    #[response(status = 504)]
+    #[response(status = 504, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API gave no answer within 60s", "code": "upstream_timeout", "request_id": REQUEST_ID}))]
     GatewayTimeout(ErrorDocument),
 }
 
@@ -102,26 +105,26 @@ pub(crate) enum ChatErrors {
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum StreamStartErrors {
     /// The request cannot be read: `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
-    #[response(status = 400)]
+    #[response(status = 400, example = json!({"detail": "There was an error parsing the body", "code": "unreadable_body", "request_id": REQUEST_ID}))]
     BadRequest(ErrorDocument),
     /// The body did not arrive in time: `body_timeout`
-    #[response(status = 408)]
+    #[response(status = 408, example = json!({"detail": "the body did not arrive within 30s", "code": "body_timeout", "request_id": REQUEST_ID}))]
     Timeout(ErrorDocument),
     /// The body is too large: `body_too_large`
-    #[response(status = 413)]
+    #[response(status = 413, example = json!({"detail": "the body is larger than 2097152 bytes", "code": "body_too_large", "request_id": REQUEST_ID}))]
     TooLarge(ErrorDocument),
     /// The body is compressed or not UTF-8: `unsupported_media_type`
-    #[response(status = 415)]
+    #[response(status = 415, example = json!({"detail": "a compressed body is not accepted", "code": "unsupported_media_type", "request_id": REQUEST_ID}))]
     MediaType(ErrorDocument),
     /// The body does not have the expected form: `invalid_request`. The key was used for another body:
     /// `idempotency_key_reused`, with a text as `detail`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
     /// A bug of the service: `internal`
-    #[response(status = 500)]
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
     /// No room for another stream now, see `Retry-After`: `stream_log_full`
-    #[response(status = 503)]
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "no room for another stream", "code": "stream_log_full", "request_id": REQUEST_ID}))]
     Full(ErrorDocument),
 }
 
@@ -130,10 +133,10 @@ pub(crate) enum StreamStartErrors {
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum StreamErrors {
     /// No such stream: `stream_not_found`
-    #[response(status = 404)]
+    #[response(status = 404, example = json!({"detail": "스트리밍 세션을 찾을 수 없습니다", "code": "stream_not_found", "request_id": REQUEST_ID}))]
     NotFound(ErrorDocument),
     /// A bug of the service: `internal`
-    #[response(status = 500)]
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
 }
 
@@ -142,13 +145,13 @@ pub(crate) enum StreamErrors {
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum SocketErrors {
     /// The page is not in `CORS_ALLOW_ORIGINS`: `origin_not_allowed`
-    #[response(status = 403)]
+    #[response(status = 403, example = json!({"detail": "this origin is not allowed", "code": "origin_not_allowed", "request_id": REQUEST_ID}))]
     Origin(ErrorDocument),
     /// Not a WebSocket handshake of version 13: `websocket_required`
-    #[response(status = 426)]
+    #[response(status = 426, example = json!({"detail": "this address is for WebSocket connections", "code": "websocket_required", "request_id": REQUEST_ID}))]
     NoUpgrade(ErrorDocument),
     /// A bug of the service: `internal`
-    #[response(status = 500)]
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
 }
 

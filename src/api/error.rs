@@ -245,7 +245,7 @@ impl IntoResponse for ApiError {
 }))]
 #[expect(dead_code, reason = "describes ErrorBody to the OpenAPI document")]
 pub(crate) struct ErrorDocument {
-    /// What went wrong, for people. Texts of the original are Korean.
+    /// What went wrong, for people; Korean or English.
     detail: String,
     /// What went wrong, for programs. Never changes.
     code: String,

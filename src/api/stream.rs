@@ -376,6 +376,43 @@ mod tests {
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_gets_a_comment_every_15_seconds_from_the_first_second() {
+        use crate::{config::Config, openai::Client, streams::MemoryLog, streams::MemoryLogLimits, streams::Owner};
+        use futures_util::StreamExt;
+        use std::sync::Arc;
+        // Lets everybody in and never says a word.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let base_url = format!("http://{}/v1", silent.local_addr().unwrap());
+        let variables = [("OPENAI_API_KEY".to_owned(), "x".to_owned()), ("OPENAI_BASE_URL".to_owned(), base_url)];
+        let config = Config::from_variables(&variables.into(), false).unwrap();
+        let log = MemoryLog::new(MemoryLogLimits { ttl: KEEP_ALIVE, max_bytes: 1 << 20 });
+        let tasks = tokio_util::task::TaskTracker::new();
+        let streams = ChatStreams::new(Arc::new(log), tasks, crate::api::describe, config.streams);
+        let service =
+            crate::chat::OpenAiService::new(Arc::new(Client::new(&config.upstream).unwrap()), config.defaults);
+        let owner = Owner::default();
+        let request = crate::chat::ChatRequest { message: "x".into(), ..Default::default() };
+        let id = service.chat_stream_with_history(&streams, owner.clone(), request, Default::default()).await.unwrap();
+        let Some(Opened::Reader(reader)) = streams.open(id, &owner, None).await else { panic!() };
+
+        let started = Instant::now();
+        let mut frames = Box::pin(frames(reader, CancellationToken::new()));
+        let mut next = async || (started.elapsed().as_secs(), frames.next().await.unwrap().unwrap());
+        assert_eq!(next().await.1, RETRY);
+        assert!(next().await.1.starts_with(b"id: 1\n"));
+        let mut comments = Vec::new();
+        while comments.len() < 2 {
+            let (_, frame) = next().await;
+            if frame.starts_with(b":") {
+                comments.push((started.elapsed().as_secs(), frame));
+            }
+        }
+        assert_eq!(comments[0].1, b": keep-alive\n\n"[..]);
+        assert_eq!(comments[1].0 - comments[0].0, 15);
+        assert!(comments[0].0 <= 30, "{comments:?}");
+    }
+
     #[test]
     fn what_is_accepted_is_read_from_every_accept_header() {
         let mut headers = HeaderMap::new();

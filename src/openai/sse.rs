@@ -89,6 +89,10 @@ impl Decoder {
     }
 
     fn end_line(&mut self, line: &[u8], on_event: &mut impl FnMut(Event<'_>)) -> Result<(), TooLong> {
+        // One that came in one piece was never held.
+        if line.len() > MAX_LINE_BYTES {
+            return Err(TooLong);
+        }
         let line = if self.started { line } else { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) };
         self.started = true;
         if line.is_empty() {
@@ -111,7 +115,7 @@ impl Decoder {
         match field {
             b"data" => {
                 let value = text(value);
-                if self.data.len() + value.len() >= MAX_LINE_BYTES {
+                if self.data.len() + usize::from(self.has_data) + value.len() > MAX_LINE_BYTES {
                     return Err(TooLong);
                 }
                 if self.has_data {
@@ -222,6 +226,8 @@ mod tests {
         let long = vec![b'x'; MAX_LINE_BYTES];
         assert_eq!(decode([&b"data: "[..], &long]), Err(TooLong));
         assert_eq!(decode([&b": "[..], &long, b"\n\n"]), Err(TooLong));
+        let comment = [b": ", &long[..], b"\n\n"].concat();
+        assert_eq!(decode([&comment[..]]), Err(TooLong), "in one piece too");
         let line = [b"data: ", &long[..MAX_LINE_BYTES / 2], b"\n"].concat();
         assert_eq!(decode([&line[..], &line]), Err(TooLong));
         let fits = [b"data: ", &long[..MAX_LINE_BYTES - 10], b"\n\n"].concat();

@@ -226,3 +226,171 @@ impl StreamLog for MemoryLog {
         Box::pin(ready(self.sessions.get(&id).map(|session| session.wake.subscribe())))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streams::event::{Encoder, Event, entries};
+    use std::sync::Arc;
+
+    fn log(max_bytes: usize) -> MemoryLog {
+        MemoryLog::new(MemoryLogLimits { ttl: Duration::from_secs(600), max_bytes })
+    }
+
+    fn start(id: StreamId) -> Batch {
+        let mut encoder = Encoder::behind(0);
+        encoder.push(&Event::Start { stream_id: id });
+        encoder.take()
+    }
+
+    fn chunks(behind: Seq, contents: &[&str]) -> Batch {
+        let mut encoder = Encoder::behind(behind);
+        contents.iter().for_each(|content| encoder.push_chunk(content));
+        encoder.take()
+    }
+
+    fn end(behind: Seq) -> Batch {
+        let mut encoder = Encoder::behind(behind);
+        encoder.push(&Event::End { full_content: "", finish_reason: None, usage: None });
+        encoder.take()
+    }
+
+    async fn running(log: &MemoryLog) -> StreamId {
+        let id = StreamId::random();
+        log.create(id, Owner::default(), start(id)).await.unwrap();
+        id
+    }
+
+    #[tokio::test]
+    async fn an_append_needs_the_right_last_entry_and_a_running_stream() {
+        let log = log(1 << 20);
+        let id = running(&log).await;
+        assert_eq!(log.create(id, Owner::default(), start(id)).await, Err(CreateError::Exists));
+        for wrong in [0, 2, 9] {
+            assert_eq!(log.append(id, wrong, chunks(wrong, &["x"])).await, Err(AppendError::Conflict));
+        }
+        log.append(id, 1, chunks(1, &["a", "b"])).await.unwrap();
+        assert_eq!(log.append(id, 1, chunks(1, &["again"])).await, Err(AppendError::Conflict));
+        log.append(id, 3, end(3)).await.unwrap();
+        assert_eq!(log.append(id, 4, chunks(4, &["late"])).await, Err(AppendError::Conflict));
+        assert_eq!(log.append(StreamId::random(), 0, end(0)).await, Err(AppendError::Missing));
+        let state = log.state(id).await.unwrap();
+        assert_eq!((state.status, state.last), (Status::Finished, 4));
+    }
+
+    #[tokio::test]
+    async fn every_cursor_reads_exactly_what_is_behind_it_however_the_entries_came() {
+        let log = log(1 << 30);
+        let id = running(&log).await;
+        let large = "x".repeat(10_000);
+        let mut last = 1;
+        for size in [1, 5, 2, 30, 1] {
+            log.append(id, last, chunks(last, &vec![large.as_str(); size])).await.unwrap();
+            last += Seq::try_from(size).unwrap();
+        }
+        log.append(id, last, end(last)).await.unwrap();
+        last += 1;
+        for cursor in 0..=last {
+            let mut at = cursor;
+            let mut seen = Vec::new();
+            loop {
+                let slice = log.read(id, at).await.unwrap();
+                seen.extend(slice.pieces.iter().flat_map(entries).map(|entry| entry.seq));
+                assert_eq!(slice.at_end, slice.last == last);
+                if slice.pieces.is_empty() {
+                    break;
+                }
+                at = slice.last;
+            }
+            assert_eq!(seen, (cursor + 1..=last).collect::<Vec<_>>(), "behind {cursor}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ended_streams_expire_and_give_way_and_running_ones_do_neither() {
+        let log = log(4 * SESSION_BYTES + 2000);
+        let (old, new, runs) = (running(&log).await, running(&log).await, running(&log).await);
+        log.append(old, 1, end(1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        log.append(new, 1, end(1)).await.unwrap();
+        while log.state(old).await.is_some() {
+            running(&log).await;
+        }
+        assert!(log.state(new).await.is_some(), "the oldest end goes first");
+        while log.state(new).await.is_some() {
+            running(&log).await;
+        }
+        assert!(log.state(runs).await.is_some());
+        let id = StreamId::random();
+        assert_eq!(log.create(id, Owner::default(), start(id)).await, Err(CreateError::Full));
+        assert!(log.bytes() <= 4 * SESSION_BYTES + 2000);
+
+        log.append(runs, 1, end(1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(599)).await;
+        log.expire();
+        assert!(log.state(runs).await.is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        log.expire();
+        assert_eq!(log.state(runs).await, None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn ten_thousand_readers_of_one_stream_get_everything_from_one_copy() {
+        let log = Arc::new(log(1 << 30));
+        let id = running(&log).await;
+        let shared: Arc<dyn StreamLog> = log.clone();
+        let mut readers = tokio::task::JoinSet::new();
+        for _ in 0..10_000 {
+            let mut follow = crate::streams::Follow::from(Arc::clone(&shared), id, 0).await.unwrap();
+            readers.spawn(async move {
+                let mut bytes = 0;
+                while let crate::streams::Followed::Entries(pieces) = follow.next().await {
+                    bytes += pieces.iter().map(Bytes::len).sum::<usize>();
+                    if follow.is_ended() {
+                        break;
+                    }
+                }
+                bytes
+            });
+        }
+        let before = log.bytes();
+        let mut last = 1;
+        for _ in 0..20 {
+            log.append(id, last, chunks(last, &["안녕", "하세요"])).await.unwrap();
+            last += 2;
+            tokio::task::yield_now().await;
+        }
+        log.append(id, last, end(last)).await.unwrap();
+        let whole = log.bytes() - SESSION_BYTES;
+        while let Some(bytes) = readers.join_next().await {
+            assert_eq!(bytes.unwrap(), whole);
+        }
+        assert!(whole - before < 20 * 200, "one copy");
+    }
+
+    /// The core that readers and the producer share, in every order that the scheduler of many short races comes upon.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_wake_up_is_lost_between_a_read_and_a_wait() {
+        for _ in 0..500 {
+            let log = Arc::new(log(1 << 20));
+            let id = running(&log).await;
+            let shared: Arc<dyn StreamLog> = log.clone();
+            let mut follow = crate::streams::Follow::from(shared, id, 0).await.unwrap();
+            let mut readers = tokio::task::JoinSet::new();
+            readers.spawn(async move {
+                let mut seen = 0;
+                while let crate::streams::Followed::Entries(_) = follow.next().await {
+                    seen = follow.cursor();
+                }
+                seen
+            });
+            for behind in 1..5 {
+                log.append(id, behind, chunks(behind, &["x"])).await.unwrap();
+            }
+            log.append(id, 5, end(5)).await.unwrap();
+            // A lost wake-up would cost a poll of five seconds.
+            let seen = tokio::time::timeout(Duration::from_secs(4), readers.join_next()).await;
+            assert_eq!(seen.expect("no wake-up is lost").unwrap().unwrap(), 6);
+        }
+    }
+}

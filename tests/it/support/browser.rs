@@ -161,6 +161,11 @@ struct Driver {
 impl Driver {
     /// On a free port of its own choice.
     fn spawn(temporary: &Path) -> Self {
+        // It looks for a free port on one IP version and may find it taken on the other: then it ends at once.
+        (0..5).find_map(|_| Self::try_spawn(temporary)).expect("chromedriver finds a port")
+    }
+
+    fn try_spawn(temporary: &Path) -> Option<Self> {
         let mut process = Command::new("chromedriver")
             .arg("--port=0")
             // Where the browser leaves what it does not clean up.
@@ -170,14 +175,17 @@ impl Driver {
             .spawn()
             .expect("chromedriver starts; it is in Debian's package chromium-driver");
         let mut output = BufReader::new(process.stdout.take().expect("its output"));
-        let mut said = String::new();
-        let port = loop {
-            let start = said.len();
-            assert_ne!(output.read_line(&mut said).expect("text"), 0, "chromedriver ended: {said}");
-            let Some((_, port)) = said[start..].split_once("started successfully on port ") else { continue };
-            break port.trim().trim_end_matches('.').parse().expect("a port");
-        };
-        Self { process, port, _output: output }
+        let mut line = String::new();
+        loop {
+            line.clear();
+            if output.read_line(&mut line).expect("text") == 0 {
+                process.wait().expect("it has ended");
+                return None;
+            }
+            let Some((_, port)) = line.split_once("started successfully on port ") else { continue };
+            let port = port.trim().trim_end_matches('.').parse().expect("a port");
+            return Some(Self { process, port, _output: output });
+        }
     }
 
     fn url(&self, path: &str) -> String {

@@ -12,7 +12,7 @@
 
 use std::{future::pending, sync::Arc};
 
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 
 use crate::{
     chat::streams::Beginning,
@@ -60,7 +60,7 @@ pub(super) struct Pump {
     /// The text so far.
     pub(super) text: String,
     pub(super) describe: Describe,
-    pub(super) stopped: watch::Receiver<Option<Stop>>,
+    pub(super) stopped: oneshot::Receiver<Stop>,
 }
 
 /// How production ended, short of the last entry.
@@ -84,11 +84,11 @@ impl Pump {
         beginning: &Beginning,
         orphaned: Option<impl Future<Output = bool>>,
     ) {
-        let mut stopped = self.stopped.clone();
+        let (_, never) = oneshot::channel();
+        let stopped = std::mem::replace(&mut self.stopped, never);
         let stop = async move {
-            let stop = stopped.wait_for(Option::is_some).await.map(|stop| *stop);
-            match stop {
-                Ok(stop) => stop.unwrap_or(Stop::Ended),
+            match stopped.await {
+                Ok(stop) => stop,
                 // Nobody is left who could stop it.
                 Err(_) => pending().await,
             }
@@ -119,7 +119,8 @@ impl Pump {
             temperature: beginning.temperature,
             max_tokens: beginning.max_tokens,
         };
-        let mut answer = match client.stream(&completion).await {
+        // In a box of its own, because beginning takes more state than all the rest, and an open stream would keep it.
+        let mut answer = match Box::pin(client.stream(&completion)).await {
             Ok(answer) => answer,
             Err(error) => return Outcome::Failed(error),
         };

@@ -4,7 +4,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -56,7 +56,8 @@ struct Shared {
 /// What this process knows of a stream that it produces.
 #[derive(Debug)]
 struct Running {
-    stop: watch::Sender<Option<Stop>>,
+    /// Taken by whoever stops it first.
+    stop: Option<oneshot::Sender<Stop>>,
     on_disconnect: OnDisconnect,
     readers: usize,
     was_read: bool,
@@ -94,9 +95,9 @@ impl ChatStreams {
         encoder.push(&Event::Start { stream_id: id });
         self.0.log.create(id, beginning.owner.clone(), encoder.take()).await?;
 
-        let (stop, stopped) = watch::channel(None);
+        let (stop, stopped) = oneshot::channel();
         let on_disconnect = beginning.on_disconnect;
-        self.0.running.insert(id, Running { stop, on_disconnect, readers: 0, was_read: false });
+        self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false });
         let pump =
             Pump { log: Arc::clone(&self.0.log), id, encoder, text: String::new(), describe: self.0.describe, stopped };
         let streams = self.clone();
@@ -203,8 +204,9 @@ impl ChatStreams {
     }
 
     fn stop(&self, id: StreamId, why: Stop) {
-        if let Some(running) = self.0.running.get(&id) {
-            running.stop.send_if_modified(|stop| stop.is_none() && stop.replace(why).is_none());
+        if let Some(stop) = self.0.running.get_mut(&id).and_then(|mut running| running.stop.take()) {
+            // A producer that is gone needs no stopping.
+            let _ = stop.send(why);
         }
     }
 

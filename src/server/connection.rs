@@ -66,9 +66,8 @@ impl ConnectionServer {
         let stream = Progressing { stream, limit: self.write_time, stuck: None };
         let connection =
             self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(Placed { api: self.api, place }));
-        // WebSockets take the connection over.
-        let connection = connection.with_upgrades();
-        tokio::pin!(connection);
+        // WebSockets take the connection over. In a box: this future would hold it twice.
+        let mut connection = Box::pin(connection.with_upgrades());
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             () = self.shutdown.cancelled() => {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::watch,
+    sync::Notify,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -22,7 +22,7 @@ pub struct Follow {
     log: Arc<dyn StreamLog>,
     id: StreamId,
     cursor: Seq,
-    wake: watch::Receiver<Seq>,
+    wake: Arc<Notify>,
     /// One timer for the reader's whole life: setting one up for every wait would cost more than the wait.
     poll: Interval,
     ended: bool,
@@ -57,8 +57,8 @@ impl Follow {
     /// The next entries, as soon as there are any. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Followed {
         loop {
-            // Before the read: what comes in between wakes the wait below.
-            self.wake.mark_unchanged();
+            // Before the read: what comes in between has notified it by the time it is waited for.
+            let notified = self.wake.notified();
             let Some(slice) = self.log.read(self.id, self.cursor).await else {
                 return Followed::Gone;
             };
@@ -71,10 +71,10 @@ impl Follow {
                 self.ended = true;
                 return Followed::End(slice.status);
             }
-            // A sender that is gone means that the stream is: the read will say so. A lost hint costs one period.
+            // A lost hint costs one period.
             tokio::select! {
                 biased;
-                _ = self.wake.changed() => {}
+                () = notified => {}
                 _ = self.poll.tick() => {}
             }
         }

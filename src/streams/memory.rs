@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     future::ready,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use dashmap::{DashMap, mapref::entry::Entry};
-use tokio::{sync::watch, time::Instant};
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     ids::StreamId,
@@ -46,7 +46,7 @@ struct Session {
     pieces: Vec<Piece>,
     /// For each entry, the offset behind it, counted from the start of the stream.
     ends: Vec<usize>,
-    wake: watch::Sender<Seq>,
+    wake: Arc<Notify>,
 }
 
 #[derive(Debug)]
@@ -107,6 +107,7 @@ impl MemoryLog {
 
     fn forget(&self, id: StreamId) {
         if let Some((_, session)) = self.sessions.remove(&id) {
+            session.wake.notify_waiters();
             self.bytes.fetch_sub(session.cost(), Ordering::Relaxed);
         }
     }
@@ -127,7 +128,7 @@ impl MemoryLog {
                     status: Status::Running,
                     pieces: Vec::new(),
                     ends: Vec::new(),
-                    wake: watch::Sender::new(0),
+                    wake: Arc::default(),
                 };
                 let mut session = place.insert(session);
                 self.bytes.fetch_add(SESSION_BYTES, Ordering::Relaxed);
@@ -149,7 +150,7 @@ impl MemoryLog {
                 session.status = status;
             }
             // While the session is locked, so that a reader who is woken sees what woke it.
-            session.wake.send_replace(session.last());
+            session.wake.notify_waiters();
         }
         if ends_with.is_some() {
             self.lock_ended().push_back((Instant::now(), id));
@@ -222,8 +223,8 @@ impl StreamLog for MemoryLog {
         Box::pin(ready(state))
     }
 
-    fn watch(&self, id: StreamId) -> Pending<'_, Option<watch::Receiver<Seq>>> {
-        Box::pin(ready(self.sessions.get(&id).map(|session| session.wake.subscribe())))
+    fn watch(&self, id: StreamId) -> Pending<'_, Option<Arc<Notify>>> {
+        Box::pin(ready(self.sessions.get(&id).map(|session| Arc::clone(&session.wake))))
     }
 }
 
@@ -231,7 +232,6 @@ impl StreamLog for MemoryLog {
 mod tests {
     use super::*;
     use crate::streams::event::{Encoder, Event, entries};
-    use std::sync::Arc;
 
     fn log(max_bytes: usize) -> MemoryLog {
         MemoryLog::new(MemoryLogLimits { ttl: Duration::from_secs(600), max_bytes })

@@ -20,7 +20,7 @@ pub use memory::{MemoryLog, MemoryLogLimits};
 use std::{fmt, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::ids::StreamId;
 
@@ -126,6 +126,6 @@ pub trait StreamLog: Send + Sync + fmt::Debug {
     /// How a stream stands.
     fn state(&self, id: StreamId) -> Pending<'_, Option<State>>;
 
-    /// Wakes whoever waits for entries. A hint, no more: the log itself is the truth.
-    fn watch(&self, id: StreamId) -> Pending<'_, Option<watch::Receiver<Seq>>>;
+    /// Notifies whoever waits for entries. A hint, no more: the log itself is the truth.
+    fn watch(&self, id: StreamId) -> Pending<'_, Option<Arc<Notify>>>;
 }

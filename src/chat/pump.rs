@@ -161,6 +161,8 @@ impl Pump {
         let stopping = |code, status| Failure { code, status, retryable: true };
         let (failure, words) = match outcome {
             Outcome::Complete(ending) => {
+                let tokens = ending.usage.map(|usage| usage.total_tokens);
+                tracing::info!(stream_id = %self.id, finish_reason = ending.finish_reason, tokens, "a stream finished");
                 return self
                     .append_last(|text| Event::End {
                         full_content: text,

@@ -1,6 +1,7 @@
 //! HTTP in and out. Only this folder names an axum extractor or chooses a status.
 
 mod chat;
+mod cors;
 mod docs;
 mod error;
 mod extract;
@@ -17,24 +18,21 @@ use std::any::Any;
 use axum::{
     Router,
     body::Body,
-    http::{HeaderName, HeaderValue, Method, header},
     response::{IntoResponse, Response},
 };
 use tower::Layer;
-use tower_http::{
-    catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic},
-    cors::{AllowOrigin, Cors, CorsLayer},
-};
+use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{config::AllowedOrigins, state::AppState};
+use cors::{CrossOrigin, CrossOriginLayer};
 use error::ApiError;
 pub(crate) use error::describe;
 use observe::{Observe, ObserveLayer};
 
 /// Every route, and every layer around them: what answers a request. Cheap to clone.
-pub(crate) type Api = Observe<Cors<CatchPanic<Router, Panicked>>>;
+pub(crate) type Api = Observe<CrossOrigin<CatchPanic<Router, Panicked>>>;
 
 pub(crate) fn api(state: AppState, origins: &AllowedOrigins) -> Api {
     let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
@@ -58,7 +56,7 @@ fn layered(routes: Router, paths: &[String], origins: &AllowedOrigins) -> Api {
         routes.fallback(async || ApiError::NotFound).method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
     let catch_panic = CatchPanicLayer::custom(Panicked);
     // The first one sees a request first.
-    (ObserveLayer::new(paths), cors(origins), catch_panic).layer(routes)
+    (ObserveLayer::new(paths), CrossOriginLayer::new(origins), catch_panic).layer(routes)
 }
 
 /// Answers for a handler that panicked.
@@ -72,31 +70,6 @@ impl ResponseForPanic for Panicked {
         // Rust has printed the place; what the panic says may hold anything.
         tracing::error!("a handler panicked");
         ApiError::Internal.into_response()
-    }
-}
-
-/// Any page without credentials, or the listed ones with them.
-fn cors(origins: &AllowedOrigins) -> CorsLayer {
-    let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
-    let headers = [
-        header::ACCEPT,
-        header::AUTHORIZATION,
-        header::CONTENT_TYPE,
-        HeaderName::from_static("idempotency-key"),
-        HeaderName::from_static("last-event-id"),
-        observe::REQUEST_ID,
-    ];
-    let layer = CorsLayer::new()
-        .allow_methods(methods)
-        .allow_headers(headers)
-        .expose_headers([observe::REQUEST_ID, header::RETRY_AFTER])
-        .max_age(std::time::Duration::from_secs(600));
-    match origins {
-        AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
-        AllowedOrigins::List(list) => {
-            let list = list.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
-            layer.allow_origin(AllowOrigin::list(list)).allow_credentials(true)
-        }
     }
 }
 

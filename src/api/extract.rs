@@ -196,8 +196,10 @@ fn character_at(text: &str, line: usize, column: usize) -> usize {
 
 impl<T: Serialize> IntoResponse for Json<T> {
     fn into_response(self) -> Response {
-        match serde_json::to_vec(&self.0) {
-            Ok(body) => ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
+        // What a usual answer takes, so that writing does not move it again and again.
+        let mut body = Vec::with_capacity(1024);
+        match serde_json::to_writer(&mut body, &self.0) {
+            Ok(()) => ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
             Err(_) => ApiError::Internal.into_response(),
         }
     }

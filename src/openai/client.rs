@@ -257,7 +257,11 @@ fn encode(completion: &Completion<'_>, dialect: Dialect, form: Form) -> Result<V
         stream: is_stream.then_some(true),
         stream_options: is_stream.then_some(StreamOptions { include_usage: true }),
     };
-    serde_json::to_vec(&request).map_err(|_| UpstreamError::Protocol("a request that cannot be written"))
+    // Room for all of it, so that writing does not move it again and again.
+    let text: usize = completion.messages.iter().map(|message| message.content.len() + 64).sum();
+    let mut body = Vec::with_capacity(text + 256);
+    let written = serde_json::to_writer(&mut body, &request);
+    written.map(|()| body).map_err(|_| UpstreamError::Protocol("a request that cannot be written"))
 }
 
 /// The whole body, if it ends properly and is not longer than `limit`.

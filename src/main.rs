@@ -13,7 +13,7 @@ use std::{
 };
 
 use ai_service::{
-    config::{self, Config, ConfigError, Listen},
+    config::{self, Config, Listen},
     health_check,
     server::{self, App},
     simulator::{Pace, Simulator},
@@ -77,7 +77,7 @@ fn health() -> ExitCode {
 fn serve(demo: bool) -> ExitCode {
     let config = match config::variables().and_then(|variables| Config::from_variables(&variables, demo)) {
         Ok(config) => config,
-        Err(ConfigError(problems)) => return fail(EX_USAGE, &ConfigError(problems).to_string()),
+        Err(error) => return fail(EX_USAGE, &error.to_string()),
     };
     let log = match telemetry::init(config.log) {
         Ok(guard) => guard,

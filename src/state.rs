@@ -64,12 +64,6 @@ impl FromRef<AppState> for ChatStreams {
     }
 }
 
-impl FromRef<AppState> for OpenAiService {
-    fn from_ref(state: &AppState) -> Self {
-        state.service.clone()
-    }
-}
-
 impl FromRef<AppState> for ModelCatalog {
     fn from_ref(state: &AppState) -> Self {
         state.catalog.clone()

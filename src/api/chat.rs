@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{
-        docs::{ChatErrors, IdempotencyKeyParam},
+        docs::{BodyErrors, ChatErrors, IdempotencyKeyParam, PlainErrors},
         error::ApiError,
         extract::{Caller, FromFields, IdempotencyKey, Json},
         observe::Spent,
@@ -53,7 +53,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
             (ChatAnswerBody = "application/json"),
             (String = "text/event-stream", example = json!(stream::EVENTS)),
         )),
-        ChatErrors,
+        ChatErrors, BodyErrors, PlainErrors,
     ),
 )]
 async fn chat(
@@ -88,16 +88,20 @@ async fn chat(
         Claim::Other => return Err(ApiError::IdempotencyKeyReused),
     };
     match waiting.outcome().await {
-        Some(Outcome::Answer(answer, at)) if is_first => Ok(answered(answer, at)),
-        Some(Outcome::Answer(answer, at)) => Ok((REPLAYED, answered(answer, at)).into_response()),
+        Some(Outcome::Answer(answer, at)) => Ok(marked(answered(answer, at), !is_first)),
         Some(Outcome::Failed(error)) => Err(failed(error)),
         Some(Outcome::Stream(_)) | None => Err(ApiError::Internal),
     }
 }
 
-/// Says that an answer was made for an earlier request with the same key.
-pub(crate) const REPLAYED: [(HeaderName, HeaderValue); 1] =
-    [(HeaderName::from_static("idempotent-replayed"), HeaderValue::from_static("true"))];
+/// The response, saying that it was made for an earlier request with the same key if it `is_replay`.
+pub(crate) fn marked(mut response: Response, is_replay: bool) -> Response {
+    if is_replay {
+        let name = HeaderName::from_static("idempotent-replayed");
+        response.headers_mut().insert(name, HeaderValue::from_static("true"));
+    }
+    response
+}
 
 fn answered(answer: ChatAnswer, timestamp: Timestamp) -> Response {
     let spent = Spent { model: answer.model.clone(), usage: answer.usage };
@@ -119,7 +123,7 @@ async fn as_stream(
         Some(Opened::Reader(reader)) => (spent, stream::events(reader, state.closing.0.clone())).into_response(),
         Some(Opened::NothingLeft) | None => return Err(ApiError::StreamNotFound),
     };
-    Ok(if is_replay { (REPLAYED, response).into_response() } else { response })
+    Ok(marked(response, is_replay))
 }
 
 /// A chat request, and what becomes of it when it is a stream and its reader leaves.

@@ -57,17 +57,10 @@ pub(crate) enum PlainErrors {
     Internal(ErrorDocument),
 }
 
-/// What a chat can answer instead of an answer.
+/// What any route with a body can answer, besides 400.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
-pub(crate) enum ChatErrors {
-    /// The request cannot be answered as it is: `context_length_exceeded`, `upstream_invalid_request`,
-    /// `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
-    #[response(status = 400, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: This model's maximum context length is 16385 tokens.", "code": "context_length_exceeded", "request_id": REQUEST_ID}))]
-    BadRequest(ErrorDocument),
-    /// No such model: `model_not_found`
-    #[response(status = 404, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: The model `gpt-9` does not exist or you do not have access to it.", "code": "model_not_found", "request_id": REQUEST_ID}))]
-    NotFound(ErrorDocument),
+pub(crate) enum BodyErrors {
     /// The body did not arrive in time: `body_timeout`
     #[response(status = 408, example = json!({"detail": "the body did not arrive within 30s", "code": "body_timeout", "request_id": REQUEST_ID}))]
     Timeout(ErrorDocument),
@@ -81,12 +74,22 @@ pub(crate) enum ChatErrors {
     /// `idempotency_key_reused`, with a text as `detail`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
+}
+
+/// What a chat can answer instead of an answer.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum ChatErrors {
+    /// The request cannot be answered as it is: `context_length_exceeded`, `upstream_invalid_request`,
+    /// `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
+    #[response(status = 400, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: This model's maximum context length is 16385 tokens.", "code": "context_length_exceeded", "request_id": REQUEST_ID}))]
+    BadRequest(ErrorDocument),
+    /// No such model: `model_not_found`
+    #[response(status = 404, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: The model `gpt-9` does not exist or you do not have access to it.", "code": "model_not_found", "request_id": REQUEST_ID}))]
+    NotFound(ErrorDocument),
     /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`
     #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: Rate limit reached for gpt-4o.", "code": "upstream_rate_limited", "request_id": REQUEST_ID}))]
     RateLimited(ErrorDocument),
-    /// A bug of the service: `internal`
-    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
-    Internal(ErrorDocument),
     /// The upstream failed: `upstream_auth`, `upstream_empty`, `upstream_error`, `upstream_protocol`,
     /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
     #[response(status = 502, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: the connection to OpenAI API broke before the answer was complete", "code": "upstream_reset", "request_id": REQUEST_ID}))]
@@ -107,22 +110,6 @@ pub(crate) enum StreamStartErrors {
     /// The request cannot be read: `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
     #[response(status = 400, example = json!({"detail": "There was an error parsing the body", "code": "unreadable_body", "request_id": REQUEST_ID}))]
     BadRequest(ErrorDocument),
-    /// The body did not arrive in time: `body_timeout`
-    #[response(status = 408, example = json!({"detail": "the body did not arrive within 30s", "code": "body_timeout", "request_id": REQUEST_ID}))]
-    Timeout(ErrorDocument),
-    /// The body is too large: `body_too_large`
-    #[response(status = 413, example = json!({"detail": "the body is larger than 2097152 bytes", "code": "body_too_large", "request_id": REQUEST_ID}))]
-    TooLarge(ErrorDocument),
-    /// The body is compressed or not UTF-8: `unsupported_media_type`
-    #[response(status = 415, example = json!({"detail": "a compressed body is not accepted", "code": "unsupported_media_type", "request_id": REQUEST_ID}))]
-    MediaType(ErrorDocument),
-    /// The body does not have the expected form: `invalid_request`. The key was used for another body:
-    /// `idempotency_key_reused`, with a text as `detail`
-    #[response(status = 422)]
-    Invalid(ValidationErrorDocument),
-    /// A bug of the service: `internal`
-    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
-    Internal(ErrorDocument),
     /// No room for another stream now, see `Retry-After`: `stream_log_full`
     #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "no room for another stream", "code": "stream_log_full", "request_id": REQUEST_ID}))]
     Full(ErrorDocument),
@@ -135,9 +122,6 @@ pub(crate) enum StreamErrors {
     /// No such stream: `stream_not_found`
     #[response(status = 404, example = json!({"detail": "스트리밍 세션을 찾을 수 없습니다", "code": "stream_not_found", "request_id": REQUEST_ID}))]
     NotFound(ErrorDocument),
-    /// A bug of the service: `internal`
-    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
-    Internal(ErrorDocument),
 }
 
 /// What opening a WebSocket can answer instead.

@@ -18,8 +18,8 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{
-        chat::{ChatBody, REPLAYED, StreamRequest, UsageBody},
-        docs::{IdempotencyKeyParam, StreamErrors, StreamStartErrors},
+        chat::{ChatBody, StreamRequest, UsageBody, marked},
+        docs::{BodyErrors, IdempotencyKeyParam, PlainErrors, StreamErrors, StreamStartErrors},
         error::ApiError,
         extract::{Caller, IdempotencyKey, Json, StreamPath},
         observe::Spent,
@@ -54,7 +54,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
     post, path = "/chat/stream", tag = "streams", operation_id = "start_stream",
     params(IdempotencyKeyParam),
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
-    responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors),
+    responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors, BodyErrors, PlainErrors),
 )]
 async fn start(
     State(state): State<AppState>,
@@ -64,7 +64,7 @@ async fn start(
 ) -> Result<Response, ApiError> {
     let Begun { spent, id, is_replay } = begin(&state, caller, key, request).await?;
     let response = (spent, Json(StartedBody { stream_id: id, status: "started" })).into_response();
-    Ok(if is_replay { (REPLAYED, response).into_response() } else { response })
+    Ok(marked(response, is_replay))
 }
 
 /// A stream that has begun, now or when the same request came first.
@@ -121,7 +121,7 @@ pub(crate) async fn begin(
             (SnapshotBody = "application/json"),
         )),
         (status = 204, description = "The stream has ended and there is nothing behind that event"),
-        StreamErrors,
+        StreamErrors, PlainErrors,
     ),
 )]
 async fn read(
@@ -176,7 +176,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
 #[utoipa::path(
     delete, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "stop_stream",
     params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid")),
-    responses((status = 200, description = "The stream has ended", body = StoppedBody), StreamErrors),
+    responses((status = 200, description = "The stream has ended", body = StoppedBody), StreamErrors, PlainErrors),
 )]
 async fn stop(
     State(streams): State<ChatStreams>,

@@ -193,12 +193,6 @@ impl ChatStreams {
         running.len()
     }
 
-    /// How many streams this process produces.
-    #[must_use]
-    pub fn running(&self) -> usize {
-        self.0.running.len()
-    }
-
     async fn owned(&self, id: StreamId, owner: &Owner) -> Option<State> {
         self.0.log.state(id).await.filter(|state| state.owner == *owner)
     }

@@ -103,11 +103,6 @@ impl Encoder {
         self.next - 1
     }
 
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
     /// What has been added since the last time.
     pub fn take(&mut self) -> Batch {
         Batch {
@@ -193,7 +188,7 @@ mod tests {
         assert_eq!(std::str::from_utf8(&batch.bytes).unwrap(), expected);
         assert_eq!(batch.ends_with, Some(Status::Finished));
         assert_eq!(batch.ends.last(), Some(&expected.len()));
-        assert_eq!((encoder.last(), encoder.is_empty()), (3, true));
+        assert_eq!((encoder.last(), encoder.take()), (3, Batch::default()), "nothing is left to take");
 
         let entries = entries(&batch.bytes);
         assert_eq!(entries.iter().map(|entry| entry.seq).collect::<Vec<_>>(), [1, 2, 3]);

@@ -79,7 +79,7 @@ enum Outcome {
 impl Pump {
     /// Runs to the end. `orphaned`, if given, tells after a while whether nobody has ever read the stream.
     pub(super) async fn run(
-        mut self,
+        &mut self,
         client: &Client,
         beginning: &Beginning,
         orphaned: Option<impl Future<Output = bool>>,
@@ -150,7 +150,7 @@ impl Pump {
     }
 
     /// Writes the last entry.
-    async fn end(mut self, outcome: Outcome) {
+    async fn end(&mut self, outcome: Outcome) {
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();
         let last = self.encoder.last();

@@ -98,7 +98,7 @@ impl ChatStreams {
         let (stop, stopped) = oneshot::channel();
         let on_disconnect = beginning.on_disconnect;
         self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false });
-        let pump =
+        let mut pump =
             Pump { log: Arc::clone(&self.0.log), id, encoder, text: String::new(), describe: self.0.describe, stopped };
         let streams = self.clone();
         self.0.tasks.spawn(async move {

@@ -9,7 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use reqwest::Response;
+use http_body_util::BodyExt;
+use reqwest::{Body, Response};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, Sleep, sleep_until};
 
@@ -60,7 +61,8 @@ const GATHER_TURNS: u32 = 2;
 /// A running answer.
 #[derive(Debug)]
 pub struct AnswerStream {
-    response: Response,
+    /// Without the head it came with: headers and address would be kept as long as the stream is open.
+    body: Body,
     limits: StreamLimits,
     secret: SecretString,
     decoder: Decoder,
@@ -95,7 +97,8 @@ impl AnswerStream {
     pub(super) fn new(response: Response, limits: StreamLimits, secret: SecretString) -> Self {
         let alarm = Box::pin(sleep_until(limits.started + limits.timeouts.first_token));
         let (decoder, reading) = (Decoder::default(), Reading::default());
-        Self { response, limits, secret, decoder, reading, last_event: None, alarm }
+        let body = hyper::Response::<Body>::from(response).into_body();
+        Self { body, limits, secret, decoder, reading, last_event: None, alarm }
     }
 
     /// Hands the next pieces of text, in order, to `on_text`: at least one, unless the answer has ended. What has arrived
@@ -153,7 +156,7 @@ impl AnswerStream {
         loop {
             tokio::select! {
                 biased;
-                chunk = self.response.chunk() => return Some(arrived(chunk)),
+                bytes = next_bytes(&mut self.body) => return Some(bytes),
                 () = self.alarm.as_mut() => {
                     let (deadline, stage, limit) = self.deadline();
                     if Instant::now() < deadline {
@@ -172,7 +175,7 @@ impl AnswerStream {
 
     /// The next part of the body, if it is there already.
     fn look(&mut self) -> Option<Arrived> {
-        pin!(self.response.chunk()).now_or_never().map(arrived)
+        pin!(next_bytes(&mut self.body)).now_or_never()
     }
 
     fn wants_more(&self) -> bool {
@@ -233,11 +236,19 @@ async fn turn() {
     .await;
 }
 
-fn arrived(chunk: Result<Option<Bytes>, reqwest::Error>) -> Arrived {
-    match chunk {
-        Ok(Some(bytes)) => Arrived::Bytes(bytes),
-        Ok(None) => Arrived::End,
-        Err(_) => Arrived::Broken,
+/// What comes next of `body`. Dropping the future loses nothing.
+async fn next_bytes(body: &mut Body) -> Arrived {
+    loop {
+        match body.frame().await {
+            // A body may end in trailers, which say nothing here.
+            Some(Ok(frame)) => {
+                if let Ok(bytes) = frame.into_data() {
+                    return Arrived::Bytes(bytes);
+                }
+            }
+            Some(Err(_)) => return Arrived::Broken,
+            None => return Arrived::End,
+        }
     }
 }
 

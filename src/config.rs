@@ -9,6 +9,7 @@ use std::{
     fmt, fs,
     net::IpAddr,
     ops::RangeInclusive,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -28,6 +29,7 @@ pub struct Config {
     pub log: Log,
     pub limits: Limits,
     pub streams: Streams,
+    pub conversations: Conversations,
 }
 
 /// Where the service listens.
@@ -100,6 +102,29 @@ pub struct Streams {
     pub orphan: Duration,
     /// `STREAM_LOG_MAX_BYTES`: memory for the entries of all streams. 256 MiB.
     pub max_bytes: usize,
+}
+
+/// Where conversations are stored, and what of them is sent.
+#[derive(Clone, Debug)]
+pub struct Conversations {
+    /// `DATABASE_URL`, or the content of the file that `DATABASE_URL_FILE` names. Default
+    /// `sqlite://data/ai-service.db`; in memory with `--demo`.
+    pub database: Database,
+    /// `HISTORY_MAX_TOKENS`: the most tokens of a stored conversation that are sent with a question. 8,000.
+    pub history_max_tokens: usize,
+    /// `AUTO_TITLE`: whether a title is made after the first turn. On.
+    pub auto_title: bool,
+}
+
+/// A place for conversations. `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// `sqlite::memory:`: gone with the process.
+    SqliteInMemory,
+    /// `sqlite://…`: a file; made, with its directory, when it is missing.
+    Sqlite(PathBuf),
+    /// `postgres://…`
+    Postgres(SecretString),
 }
 
 /// What a request gets that does not say otherwise.
@@ -228,6 +253,7 @@ impl Config {
             log: read.log(),
             limits: read.limits(),
             streams: read.streams(),
+            conversations: read.conversations(demo),
         };
         read.finish(config)
     }
@@ -351,8 +377,18 @@ impl<'a> Reader<'a> {
         self.parse(name, default, &expected, seconds)
     }
 
-    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
+    /// A secret that must be there.
     fn secret(&mut self, name: &'static str, file_name: &'static str) -> SecretString {
+        let problems = self.problems.len();
+        let secret = self.optional_secret(name, file_name);
+        if secret.is_none() && self.problems.len() == problems {
+            self.problems.push(format!("{name} (or {file_name}) is required"));
+        }
+        secret.unwrap_or_default()
+    }
+
+    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
+    fn optional_secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
         let direct = self.text(name);
         let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
             Ok(content) if content.trim().is_empty() => {
@@ -368,21 +404,44 @@ impl<'a> Reader<'a> {
         let value = match (direct, from_file) {
             (Some(direct), Some(file)) if direct != file => {
                 self.problems.push(format!("{name} and {file_name} are both set and differ; keep one"));
-                return SecretString::default();
+                return None;
             }
             (Some(direct), _) => direct.to_owned(),
             (None, Some(file)) => file,
-            (None, None) => {
-                if self.text(file_name).is_none() {
-                    self.problems.push(format!("{name} (or {file_name}) is required"));
-                }
-                return SecretString::default();
-            }
+            (None, None) => return None,
         };
         if !value.bytes().all(|b| b.is_ascii_graphic()) {
             self.problems.push(format!("{name} must be one word of visible ASCII characters"));
         }
-        SecretString::from(value)
+        Some(SecretString::from(value))
+    }
+
+    fn conversations(&mut self, demo: bool) -> Conversations {
+        let name = "DATABASE_URL";
+        let default = if demo { Database::SqliteInMemory } else { Database::Sqlite("data/ai-service.db".into()) };
+        // The value is not shown: it may carry a password.
+        let database = match self.optional_secret(name, "DATABASE_URL_FILE") {
+            None => default,
+            Some(url) => database(&url).unwrap_or_else(|| {
+                let forms = "sqlite://path/to/file.db, sqlite::memory: or postgres://user:password@host:5432/database";
+                self.problems.push(format!("{name} must have one of the forms {forms}"));
+                default
+            }),
+        };
+        let tokens = |v: &str| v.parse().ok().filter(|n| *n <= 10_000_000);
+        Conversations {
+            database,
+            history_max_tokens: self.parse("HISTORY_MAX_TOKENS", 8000, "a whole number up to 10000000", tokens),
+            auto_title: self.switch("AUTO_TITLE", true),
+        }
+    }
+
+    fn switch(&mut self, name: &'static str, default: bool) -> bool {
+        self.parse(name, default, "on or off", |v| match v.to_ascii_lowercase().as_str() {
+            "on" | "true" | "yes" | "1" => Some(true),
+            "off" | "false" | "no" | "0" => Some(false),
+            _ => None,
+        })
     }
 
     fn base_url(&mut self) -> Url {
@@ -481,6 +540,25 @@ fn connections_by_default() -> usize {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let files = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(1024_usize);
     (files.saturating_sub(64) / 2).max(16)
+}
+
+/// The place that `url` names.
+fn database(url: &SecretString) -> Option<Database> {
+    let text = url.expose_secret();
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return Some(Database::Postgres(url.clone()));
+    }
+    if text == ":memory:" {
+        return Some(Database::SqliteInMemory);
+    }
+    let path = text.strip_prefix("sqlite:")?;
+    let path = path.strip_prefix("//").unwrap_or(path);
+    match path {
+        ":memory:" => Some(Database::SqliteInMemory),
+        // A query would be sqlx's options, which are the service's own affair.
+        path if path.is_empty() || path.contains('?') => None,
+        path => Some(Database::Sqlite(path.into())),
+    }
 }
 
 /// Most tokens one answer may be allowed: what a 32-bit integer of any client holds.
@@ -655,16 +733,19 @@ mod tests {
         read.limits();
         read.timeouts();
         read.streams();
+        read.conversations(false);
         let asked: Vec<_> = read.asked.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(listed.keys().cloned().collect::<Vec<_>>(), asked);
 
         let mut shown = listed.clone();
         shown.remove("OPENAI_API_KEY_FILE");
+        shown.remove("DATABASE_URL_FILE");
         let from_example = Config::from_variables(&shown, false).unwrap();
         let from_nothing = config(&[]).unwrap();
         let settings = |c: &Config| {
-            let Config { listen, defaults, cors, log, limits, streams, upstream } = c;
-            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {:?}", upstream.timeouts)
+            let Config { listen, defaults, cors, log, limits, streams, conversations, upstream } = c;
+            let timeouts = upstream.timeouts;
+            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {conversations:?} {timeouts:?}")
         };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);

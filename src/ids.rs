@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use serde::{Serialize, Serializer};
@@ -125,6 +128,61 @@ impl Serialize for StreamId {
     }
 }
 
+/// Whose a stream or a conversation is. Everybody's are the same until callers are told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Owner(Arc<str>);
+
+impl Owner {
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Names one conversation among those of its owner: `[A-Za-z0-9_-]{1,64}`, chosen by whoever makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConversationId(Box<str>);
+
+impl ConversationId {
+    /// What [`ConversationId::parse`] accepts, as a regular expression.
+    pub const PATTERN: &str = "^[A-Za-z0-9_-]{1,64}$";
+
+    /// A new random id.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(Uuid::new_v4().to_string().into())
+    }
+
+    /// The id, if it is one: cases differ, and nothing is normalized.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        ((1..=64).contains(&text.len()) && text.bytes().all(allowed)).then(|| Self(text.into()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ConversationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for ConversationId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,6 +201,16 @@ mod tests {
             &format!("urn:uuid:{text}"),
         ] {
             assert_eq!(StreamId::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_conversation_id_is_made_of_harmless_characters() {
+        for good in ["a", "A_b-9", &"x".repeat(64), ConversationId::random().as_str()] {
+            assert_eq!(ConversationId::parse(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a b", "a.b", "../x", "a/b", "대화", "a\0", "a\n", &"x".repeat(65)] {
+            assert_eq!(ConversationId::parse(bad), None, "{bad:?}");
         }
     }
 

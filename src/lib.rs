@@ -17,12 +17,15 @@ mod api;
 mod state;
 // 3 · what a chat is
 pub mod chat;
-// 2 · the upstream, the stream log, the upstream's stand-in, the log, the health check: strangers to each other
+// 2 · the upstream, the stream log, what is stored, the upstream's stand-in, the log, the health check,
+// the counter of tokens: strangers to each other
 pub mod openai;
 pub mod streams;
+pub mod conversations;
 pub mod simulator;
 pub mod telemetry;
 pub mod health_check;
+pub mod tokens;
 // 1 · every setting
 pub mod config;
 // 0 · the words every layer speaks

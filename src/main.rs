@@ -5,6 +5,7 @@
 //! | 0 | it was asked to stop, and stopped |
 //! | 1 | it cannot listen or start, or a health check failed |
 //! | 64 | wrong arguments or configuration |
+//! | 78 | the database cannot be used |
 //! | 130, 143 | it was told twice to stop and left running answers behind |
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use ai_service::{
     config::{self, Config, Listen},
     health_check,
-    server::{self, App},
+    server::{self, App, StartError},
     simulator::{Pace, Simulator},
     telemetry,
 };
@@ -37,6 +38,9 @@ ai-service: chat with OpenAI's models over HTTP
 
 /// Wrong usage, from BSD's sysexits.
 const EX_USAGE: u8 = 64;
+
+/// Something is not set up as it must be, from the same list.
+const EX_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
@@ -92,20 +96,25 @@ fn serve(demo: bool) -> ExitCode {
     drop(log);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(1, &error),
+        Err((code, error)) => fail(code, &error),
     }
 }
 
-async fn run(mut config: Config, demo: bool) -> Result<(), String> {
-    let listener = bind(&config.listen).await?;
+async fn run(config: Config, demo: bool) -> Result<(), (u8, String)> {
+    let general = |error| (1, error);
+    let listener = bind(&config.listen).await.map_err(general)?;
     let shutdown = CancellationToken::new();
-    stop_on_signals(shutdown.clone()).map_err(|error| format!("cannot listen for signals: {error}"))?;
-    let simulator = if demo { Some(simulate().await?) } else { None };
-    if let Some(simulator) = &simulator {
-        config = config.with_upstream(simulator.base_url().clone());
-    }
-    let app = App::new(&config).map_err(|error| error.to_string())?;
-    announce(&listener, &config, demo)?;
+    stop_on_signals(shutdown.clone()).map_err(|error| (1, format!("cannot listen for signals: {error}")))?;
+    let simulator = if demo { Some(simulate().await.map_err(general)?) } else { None };
+    let config = match &simulator {
+        Some(simulator) => config.with_upstream(simulator.base_url().clone()),
+        None => config,
+    };
+    let app = App::open(&config).await.map_err(|error| match error {
+        StartError::Client(error) => (1, error.to_string()),
+        StartError::Database(error) => (EX_CONFIG, error.to_string()),
+    })?;
+    announce(&listener, &config, demo).map_err(general)?;
     let everything_finished = app.serve(listener, shutdown).await;
     if let Some(simulator) = simulator {
         simulator.stop().await;

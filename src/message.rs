@@ -13,6 +13,17 @@ pub enum Role {
 }
 
 impl Role {
+    /// Its name, as the wire spells it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "system",
+            Self::Developer => "developer",
+            Self::User => "user",
+            Self::Assistant => "assistant",
+        }
+    }
+
     /// The role of that name, as the wire spells it.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {

@@ -16,11 +16,21 @@ use crate::{
     api::{self, Api},
     chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
     config::{Config, Limits},
+    conversations::{Conversations, OpenError},
     openai::{Client, ClientError},
     state::{Closing, Handles, Place, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
 };
 use connection::ConnectionServer;
+
+/// Why an app cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Database(#[from] OpenError),
+}
 
 /// One service: its routes, its upstream, its tasks. Several may live in one process; they share nothing.
 #[derive(Debug)]
@@ -31,16 +41,18 @@ pub struct App {
     streams: ChatStreams,
     log: Arc<MemoryLog>,
     sockets: Sockets,
+    conversations: Conversations,
     /// Cancelled when readers of streams must go.
     closing: CancellationToken,
 }
 
 impl App {
-    /// Builds everything; connects to nothing yet.
+    /// Builds everything and opens the database.
     ///
     /// # Errors
-    /// The HTTP client cannot be built, for example without any CA certificate on the machine.
-    pub fn new(config: &Config) -> Result<Self, ClientError> {
+    /// The HTTP client cannot be built, for example without any CA certificate on the machine, or the database cannot be
+    /// used.
+    pub async fn open(config: &Config) -> Result<Self, StartError> {
         let client = Arc::new(Client::new(&config.upstream)?);
         let tasks = TaskTracker::new();
         let closing = CancellationToken::new();
@@ -49,8 +61,16 @@ impl App {
         let log = Arc::new(MemoryLog::new(MemoryLogLimits { ttl: settings.ttl, max_bytes: settings.max_bytes }));
         let shared: Arc<dyn StreamLog> = log.clone();
         let streams = ChatStreams::new(shared, tasks.clone(), api::describe, settings);
+        let conversations = Conversations::open(&config.conversations.database).await?;
+        let service = OpenAiService::new(
+            Arc::clone(&client),
+            config.defaults.clone(),
+            conversations.clone(),
+            &config.conversations,
+            tasks.clone(),
+        );
         let state = Handles {
-            service: OpenAiService::new(Arc::clone(&client), config.defaults.clone()),
+            service,
             catalog: ModelCatalog::new(client, tasks.clone()),
             streams: streams.clone(),
             closing: Closing(closing.clone()),
@@ -60,7 +80,7 @@ impl App {
             limits: config.limits,
         };
         let api = api::api(state.into(), &config.cors);
-        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, closing })
+        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, conversations, closing })
     }
 
     /// Answers on `listener` until `shutdown`, then lets running answers finish, within the grace that the
@@ -110,12 +130,14 @@ impl App {
         tokio::pin!(everything);
         let grace = self.limits.shutdown_grace;
         if timeout(grace, everything.as_mut()).await.is_ok() {
+            self.conversations.close().await;
             return true;
         }
         let streams = self.streams.stop_all();
         let _ = timeout(LAST_WORDS, self.tasks.wait()).await;
         self.closing.cancel();
         let readers_left = timeout(LAST_WORDS, everything).await.is_ok();
+        let _ = timeout(LAST_WORDS, self.conversations.close()).await;
         tracing::warn!(?grace, streams, connections = connections.len(), readers_left, "the grace was not enough");
         false
     }

@@ -1,7 +1,9 @@
 //! The moment an answer was made, as the original wrote it: ISO 8601, microseconds, the server's local time,
 //! no offset. Clients parse it with Java's `LocalDateTime` and Python's `datetime.fromisoformat`.
 
-use chrono::{Datelike, Local, NaiveDateTime, Timelike};
+use std::fmt;
+
+use chrono::{DateTime, Datelike, Local, NaiveDateTime, Timelike, Utc};
 use serde::{Serialize, Serializer};
 
 /// A local wall-clock moment. Serializes as `2026-11-22T23:17:31.899397`.
@@ -14,10 +16,28 @@ impl Timestamp {
     pub fn now() -> Self {
         Self(Local::now().naive_local())
     }
+
+    /// The moment that many microseconds after 1970, UTC; the epoch for a number that no moment has.
+    #[must_use]
+    pub fn from_micros(micros: i64) -> Self {
+        Self(DateTime::from_timestamp_micros(micros).unwrap_or_default().with_timezone(&Local).naive_local())
+    }
+
+    /// Now, in microseconds since 1970, UTC.
+    #[must_use]
+    pub fn micros_now() -> i64 {
+        Utc::now().timestamp_micros()
+    }
 }
 
-impl Serialize for Timestamp {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(std::str::from_utf8(&self.text()).unwrap_or_default())
+    }
+}
+
+impl Timestamp {
+    fn text(self) -> [u8; 26] {
         let mut text = *b"0000-00-00T00:00:00.000000";
         let (date, time) = (self.0.date(), self.0.time());
         // A leap second counts its nanoseconds beyond a second.
@@ -35,7 +55,13 @@ impl Serialize for Timestamp {
         for (place, value) in fields {
             put(text.get_mut(place).unwrap_or_default(), value);
         }
-        serializer.serialize_str(std::str::from_utf8(&text).unwrap_or_default())
+        text
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(std::str::from_utf8(&self.text()).unwrap_or_default())
     }
 }
 

@@ -76,13 +76,18 @@ async fn simulator() {
 
 /// As `main.rs` starts it, with a log at INFO that nobody reads.
 fn service(upstream: &str) {
-    let variables = [("OPENAI_API_KEY", "sk-bench"), ("OPENAI_BASE_URL", upstream), ("HOST", "127.0.0.1")];
+    let variables = [
+        ("OPENAI_API_KEY", "sk-bench"),
+        ("OPENAI_BASE_URL", upstream),
+        ("HOST", "127.0.0.1"),
+        ("DATABASE_URL", "sqlite::memory:"),
+    ];
     let variables: Variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     let config = Config::from_variables(&variables, false).unwrap();
     assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
     let _log = telemetry::init(config.log).unwrap();
     ai_service::server::runtime().unwrap().block_on(async {
-        let app = App::new(&config).unwrap();
+        let app = App::open(&config).await.unwrap();
         app.serve(listener().await, CancellationToken::new()).await;
     });
 }

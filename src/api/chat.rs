@@ -23,10 +23,11 @@ use crate::{
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
     },
     chat::{
-        ChatAnswer, ChatRequest, OnDisconnect, Opened,
+        ChatAnswer, ChatError, ChatRequest, OnDisconnect, OpenAiService, Opened,
         idempotency::{Claim, Outcome},
     },
     config::{MAX_TOKENS_LIMIT, is_model_name},
+    ids::{ConversationId, Owner},
     message::{Message, Role},
     state::AppState,
     timestamp::Timestamp,
@@ -69,17 +70,17 @@ async fn chat(
     let model = state.service.model_for(&request.chat).to_owned();
     let failed = |error| ApiError::Chat { error, model };
     let Some(key) = key.0 else {
-        let answer = state.service.chat_with_history(request.chat).await.map_err(failed)?;
+        let answer = answer(&state.service, &caller.0, request).await.map_err(failed)?;
         return Ok(answered(answer, Timestamp::now()));
     };
-    let claim = state.idempotency.claim(&caller.0, &key, &("chat", &request.chat));
+    let claim = state.idempotency.claim(&caller.0, &key, &("chat", &request.chat, &request.conversation));
     let (is_first, waiting) = match claim {
         Claim::First(ticket) => {
             let waiting = ticket.waiting();
             // On a task of its own: the answer is kept for a caller who comes back for it.
             let service = state.service.clone();
             state.tasks.spawn(async move {
-                let answer = service.chat_with_history(request.chat).await;
+                let answer = answer(&service, &caller.0, request).await;
                 ticket.settle(answer.map_or_else(Outcome::Failed, |answer| Outcome::Answer(answer, Timestamp::now())));
             });
             (true, waiting)
@@ -91,6 +92,14 @@ async fn chat(
         Some(Outcome::Answer(answer, at)) => Ok(marked(answered(answer, at), !is_first)),
         Some(Outcome::Failed(error)) => Err(failed(error)),
         Some(Outcome::Stream(_)) | None => Err(ApiError::Internal),
+    }
+}
+
+/// Answers a request, with or without a conversation.
+async fn answer(service: &OpenAiService, owner: &Owner, request: StreamRequest) -> Result<ChatAnswer, ChatError> {
+    match request.conversation {
+        Some(id) => service.chat(owner, id, request.chat).await,
+        None => service.chat_with_history(request.chat).await,
     }
 }
 
@@ -130,6 +139,8 @@ async fn as_stream(
 #[derive(Clone, Debug, Hash)]
 pub(crate) struct StreamRequest {
     pub(crate) chat: ChatRequest,
+    /// The conversation that the turn belongs to.
+    pub(crate) conversation: Option<ConversationId>,
     pub(crate) on_disconnect: OnDisconnect,
 }
 
@@ -138,6 +149,7 @@ pub(crate) struct StreamRequest {
 pub(crate) struct ChatFields<'a> {
     message: Option<Scalar<'a>>,
     conversation_history: List<MessageFields<'a>, MAX_HISTORY>,
+    conversation_id: Option<Scalar<'a>>,
     system_prompt: Option<Scalar<'a>>,
     model: Option<Scalar<'a>>,
     temperature: Option<Scalar<'a>>,
@@ -150,6 +162,7 @@ impl<'de> Fields<'de> for ChatFields<'de> {
         match name {
             "message" => self.message = Some(map.next_value()?),
             "conversation_history" => self.conversation_history = map.next_value()?,
+            "conversation_id" => self.conversation_id = Some(map.next_value()?),
             "system_prompt" => self.system_prompt = Some(map.next_value()?),
             "model" => self.model = Some(map.next_value()?),
             "temperature" => self.temperature = Some(map.next_value()?),
@@ -192,8 +205,13 @@ impl FromFields for StreamRequest {
             temperature: judge.optional_number("temperature", fields.temperature, 0.0..=2.0),
             max_tokens: judge.optional_integer("max_tokens", fields.max_tokens, 1..=MAX_TOKENS_LIMIT),
         };
+        let conversation = conversation_id(&mut judge, "conversation_id", fields.conversation_id);
+        if conversation.is_some() && !chat.history.is_empty() {
+            let msg = "Input should be empty or left out together with conversation_id";
+            judge.report(Issue::new("value_error", judge.loc("conversation_history"), msg));
+        }
         let on_disconnect = on_disconnect(&mut judge, fields.on_disconnect);
-        judge.finish(Self { chat, on_disconnect })
+        judge.finish(Self { chat, conversation, on_disconnect })
     }
 }
 
@@ -234,7 +252,7 @@ fn message(judge: &mut Judge, item: Object<MessageFields<'_>>) -> Option<Message
     Some(Message { role: role?, content })
 }
 
-fn role(judge: &mut Judge, field: Option<Scalar<'_>>, parent_is_empty: bool) -> Option<Role> {
+pub(crate) fn role(judge: &mut Judge, field: Option<Scalar<'_>>, parent_is_empty: bool) -> Option<Role> {
     let is_text = matches!(field, Some(Scalar::Text(_)));
     let name = judge.required_text("role", field, parent_is_empty);
     let role = Role::parse(&name);
@@ -255,6 +273,23 @@ fn model(judge: &mut Judge, field: Option<Scalar<'_>>) -> Option<String> {
         judge.report(Issue::new("string_pattern_mismatch", judge.loc("model"), msg).ctx(json!({"pattern": pattern})));
     }
     Some(name)
+}
+
+/// A conversation's id or null.
+pub(crate) fn conversation_id(
+    judge: &mut Judge,
+    name: &'static str,
+    field: Option<Scalar<'_>>,
+) -> Option<ConversationId> {
+    let is_text = matches!(field, Some(Scalar::Text(_)));
+    let text = judge.optional_text(name, field)?;
+    let id = ConversationId::parse(&text);
+    if is_text && id.is_none() {
+        let pattern = ConversationId::PATTERN;
+        let msg = format!("String should match pattern '{pattern}'");
+        judge.report(Issue::new("string_pattern_mismatch", judge.loc(name), msg).ctx(json!({"pattern": pattern})));
+    }
+    id
 }
 
 fn on_disconnect(judge: &mut Judge, field: Option<Scalar<'_>>) -> OnDisconnect {
@@ -291,6 +326,10 @@ pub(crate) struct ChatBody {
     /// What was said before, oldest first.
     #[schema(default = json!([]), max_items = 10000)]
     conversation_history: Option<Vec<MessageBody>>,
+    /// The stored conversation that the message belongs to; made when there is none. What is stored stands before the
+    /// message, and the message and its answer are stored. Not together with `conversation_history`.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$")]
+    conversation_id: Option<String>,
     /// Instructions to the model, sent before everything else.
     system_prompt: Option<String>,
     /// One of `GET /models`. Default: `DEFAULT_MODEL`.

@@ -30,6 +30,7 @@ use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
     tags(
         (name = "chat", description = "Questions and answers"),
         (name = "streams", description = "Answers as they are made, at an address of their own"),
+        (name = "conversations", description = "What was said, kept for the next question"),
         (name = "service", description = "The service itself"),
     ),
 )]
@@ -121,6 +122,36 @@ pub(crate) enum StreamStartErrors {
 pub(crate) enum StreamErrors {
     /// No such stream: `stream_not_found`
     #[response(status = 404, example = json!({"detail": "스트리밍 세션을 찾을 수 없습니다", "code": "stream_not_found", "request_id": REQUEST_ID}))]
+    NotFound(ErrorDocument),
+}
+
+/// What reading conversations can answer instead.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum ReadErrors {
+    /// A bug of the service: `internal`
+    #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
+    Internal(ErrorDocument),
+    /// The database does not answer, see `Retry-After`: `storage_unavailable`
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait")), example = json!({"detail": "conversations cannot be reached at the moment", "code": "storage_unavailable", "request_id": REQUEST_ID}))]
+    Unavailable(ErrorDocument),
+}
+
+/// What writing conversations can answer besides.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum WriteErrors {
+    /// The disk is full: `storage_full`. Nothing was written; reading goes on.
+    #[response(status = 507, example = json!({"detail": "no space left to store conversations", "code": "storage_full", "request_id": REQUEST_ID}))]
+    NoSpace(ErrorDocument),
+}
+
+/// What any route that names a conversation can answer.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum ConversationErrors {
+    /// No such conversation: `conversation_not_found`
+    #[response(status = 404, example = json!({"detail": "대화를 찾을 수 없습니다", "code": "conversation_not_found", "request_id": REQUEST_ID}))]
     NotFound(ErrorDocument),
 }
 

@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 
 use crate::{
     api::validation::Issue,
-    chat::{ChatError, Failure},
+    chat::{BeginError, Cause, ChatError, Failure},
+    conversations::StoreError,
     ids::RequestId,
     openai::{ConnectFailure, Stage, UpstreamError},
 };
@@ -29,6 +30,12 @@ pub(crate) enum ApiError {
     /// No such stream, or another caller's, or one that has ended and cannot be stopped.
     #[error("스트리밍 세션을 찾을 수 없습니다")]
     StreamNotFound,
+    /// No such conversation, or another caller's.
+    #[error("대화를 찾을 수 없습니다")]
+    ConversationNotFound,
+    /// A conversation was not read or written.
+    #[error(transparent)]
+    Store(#[from] StoreError),
     /// An address that is only for WebSockets, asked for anything else.
     #[error("this address is for WebSocket connections")]
     WebSocketRequired,
@@ -87,6 +94,8 @@ impl ApiError {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::StreamNotFound => (StatusCode::NOT_FOUND, "stream_not_found"),
+            Self::ConversationNotFound => (StatusCode::NOT_FOUND, "conversation_not_found"),
+            Self::Store(error) => store_kind(error),
             Self::WebSocketRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_required"),
             Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed"),
             Self::TooManyStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
@@ -100,7 +109,8 @@ impl ApiError {
             Self::BodyTimeout { .. } => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyInterrupted => (StatusCode::BAD_REQUEST, "body_interrupted"),
             Self::UnsupportedMediaType(_) => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"),
-            Self::Chat { error, .. } => upstream_kind(&error.0),
+            Self::Chat { error: ChatError::Upstream(error), .. } => upstream_kind(error),
+            Self::Chat { error: ChatError::Store(error), .. } => store_kind(error),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
         }
     }
@@ -108,7 +118,8 @@ impl ApiError {
     /// How long the caller should wait, where waiting helps.
     fn retry_after(&self) -> Option<Duration> {
         let error = match self {
-            Self::Chat { error: ChatError(error), .. } => error,
+            Self::Chat { error: ChatError::Upstream(error), .. } => error,
+            Self::Store(StoreError::Unavailable) => return Some(STORE_RETRY_AFTER),
             Self::StreamLogFull => return Some(DEFAULT_RETRY_AFTER),
             _ => return None,
         };
@@ -130,7 +141,7 @@ impl ApiError {
 
     /// More than the code says, for the log: never words of the caller or of the upstream.
     pub(crate) fn reason(&self) -> Option<String> {
-        let Self::Chat { error: ChatError(error), .. } = self else {
+        let Self::Chat { error: ChatError::Upstream(error), .. } = self else {
             return None;
         };
         match error {
@@ -178,6 +189,28 @@ impl ApiError {
 /// What a caller is told to wait when the upstream did not say.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
+/// What a caller is told to wait for a database that is away: it is asked again with every request.
+const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+fn store_kind(error: &StoreError) -> (StatusCode, &'static str) {
+    match error {
+        StoreError::Exists => (StatusCode::CONFLICT, "conversation_exists"),
+        StoreError::MessageTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "message_too_large"),
+        StoreError::Full { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "conversation_full"),
+        StoreError::NoSpace => (StatusCode::INSUFFICIENT_STORAGE, "storage_full"),
+        StoreError::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "storage_unavailable"),
+    }
+}
+
+impl From<BeginError> for ApiError {
+    fn from(error: BeginError) -> Self {
+        match error {
+            BeginError::NoRoom => Self::StreamLogFull,
+            BeginError::Store(error) => Self::Store(error),
+        }
+    }
+}
+
 fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
     match error {
         UpstreamError::ContextTooLong(_) => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
@@ -203,11 +236,16 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
     }
 }
 
-/// What a failure of the upstream is called in the events of a stream.
-pub(crate) fn describe(error: &UpstreamError) -> Failure {
-    let (status, code) = upstream_kind(error);
-    let retryable = match error {
-        UpstreamError::QuotaExceeded | UpstreamError::Unauthorized | UpstreamError::TooLarge { .. } => false,
+/// What a failure is called in the events of a stream.
+pub(crate) fn describe(cause: Cause<'_>) -> Failure {
+    let (status, code) = match cause {
+        Cause::Upstream(error) => upstream_kind(error),
+        Cause::Store(error) => store_kind(error),
+    };
+    let retryable = match cause {
+        Cause::Upstream(
+            UpstreamError::QuotaExceeded | UpstreamError::Unauthorized | UpstreamError::TooLarge { .. },
+        ) => false,
         _ => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
     };
     Failure { code, status: status.as_u16(), retryable }

@@ -21,8 +21,7 @@ use crate::{
         validation::{Fields, Issue, Loc, Object},
     },
     config::Limits,
-    ids::StreamId,
-    streams::Owner,
+    ids::{ConversationId, Owner, StreamId},
 };
 
 /// Who asks. Callers are not told apart yet: everybody is the same one.
@@ -51,6 +50,20 @@ impl<S: Send + Sync> FromRequestParts<S> for StreamPath {
     }
 }
 
+/// The conversation that the path names. What can be no conversation's id is none's.
+#[derive(Clone, Debug)]
+pub(crate) struct ConversationPath(pub(crate) ConversationId);
+
+impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let id = path.ok().and_then(|Path(id)| ConversationId::parse(&id));
+        id.map(Self).ok_or(ApiError::ConversationNotFound)
+    }
+}
+
 /// The caller's name for a request that it may send again: `[!-~]{1,255}`.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKey(pub(crate) Option<String>);
@@ -71,7 +84,7 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     }
 }
 
-/// A JSON value, in or out. In: a type that is [`FromFields`]. Out: anything that serializes.
+/// A JSON value, in or out. In: a type that is [`FromJson`]. Out: anything that serializes.
 #[derive(Debug)]
 pub(crate) struct Json<T>(pub(crate) T);
 
@@ -79,20 +92,49 @@ pub(crate) struct Json<T>(pub(crate) T);
 pub(crate) trait FromFields: Sized {
     type Fields<'de>: Fields<'de>;
 
+    /// Most bytes of the body.
+    fn body_limit(limits: Limits) -> usize {
+        limits.body_bytes
+    }
+
     /// Judges the fields.
     fn from_fields(fields: Self::Fields<'_>, is_empty: bool) -> Result<Self, Vec<Issue>>;
+}
+
+/// A value that is read from a body.
+pub(crate) trait FromJson: Sized {
+    /// Most bytes of the body.
+    fn limit(limits: Limits) -> usize;
+
+    /// Decodes and judges.
+    fn from_json(text: &str) -> Result<Result<Self, Vec<Issue>>, serde_json::Error>;
+}
+
+impl<T: FromFields> FromJson for T {
+    fn limit(limits: Limits) -> usize {
+        T::body_limit(limits)
+    }
+
+    fn from_json(text: &str) -> Result<Result<Self, Vec<Issue>>, serde_json::Error> {
+        let object: Object<T::Fields<'_>> = serde_json::from_str(text)?;
+        Ok(match object {
+            Object::Fields { fields, is_empty } => T::from_fields(fields, is_empty),
+            Object::Other => Err(vec![Issue::not_an_object(vec![Loc::Name("body")])]),
+        })
+    }
 }
 
 impl<S, T> FromRequest<S> for Json<T>
 where
     S: Send + Sync,
     Limits: FromRef<S>,
-    T: FromFields,
+    T: FromJson,
 {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let limits = Limits::from_ref(state);
+        let limits = Limits { body_bytes: T::limit(limits), ..limits };
         let kind = body_kind(request.headers())?;
         let body = read_body(request, limits).await?;
         if body.is_empty() {
@@ -155,14 +197,10 @@ async fn read_body(request: Request, limits: Limits) -> Result<Bytes, ApiError> 
 }
 
 /// A value from the bytes of its JSON.
-pub(crate) fn parse<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse<T: FromJson>(body: &[u8]) -> Result<T, ApiError> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::UnreadableBody)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let object: Object<T::Fields<'_>> = serde_json::from_str(text).map_err(|error| malformed(text, &error))?;
-    match object {
-        Object::Fields { fields, is_empty } => T::from_fields(fields, is_empty).map_err(ApiError::Invalid),
-        Object::Other => Err(ApiError::Invalid(vec![Issue::not_an_object(vec![Loc::Name("body")])])),
-    }
+    T::from_json(text).map_err(|error| malformed(text, &error))?.map_err(ApiError::Invalid)
 }
 
 /// Malformed JSON as Python reports it; where Python would have accepted it, in the same form.

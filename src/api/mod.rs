@@ -1,6 +1,7 @@
 //! HTTP in and out. Only this folder names an axum extractor or chooses a status.
 
 mod chat;
+mod conversations;
 mod cors;
 mod docs;
 mod error;
@@ -9,6 +10,7 @@ mod health;
 mod json_error;
 mod models;
 mod observe;
+mod saved;
 mod socket;
 mod stream;
 mod validation;
@@ -40,6 +42,7 @@ pub(crate) fn api(state: AppState, origins: &AllowedOrigins) -> Api {
         .merge(chat::router())
         .merge(stream::router())
         .merge(socket::router(origins))
+        .merge(conversations::router())
         .merge(models::router())
         .split_for_parts();
     let paths = document.paths.paths.keys().map(String::as_str).chain(docs::PATHS);

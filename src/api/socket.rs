@@ -428,7 +428,7 @@ mod tests {
         let limits = MemoryLogLimits { ttl: config.streams.ttl, max_bytes: config.streams.max_bytes };
         let log = Arc::new(MemoryLog::new(limits));
         let state = AppState::from(Handles {
-            service: OpenAiService::new(Arc::clone(&client), config.defaults),
+            service: OpenAiService::in_memory(Arc::clone(&client), &config, tasks).await,
             catalog: ModelCatalog::new(client, tasks.clone()),
             streams: ChatStreams::new(log, tasks.clone(), describe, config.streams),
             closing: Closing(CancellationToken::new()),

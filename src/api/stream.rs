@@ -25,7 +25,7 @@ use crate::{
         observe::Spent,
     },
     chat::{
-        ChatStreams, Opened, Reader, Snapshot,
+        BeginError, ChatError, ChatStreams, Opened, Reader, Snapshot,
         idempotency::{Claim, Outcome},
     },
     ids::StreamId,
@@ -89,17 +89,26 @@ pub(crate) async fn begin(
         Some(Claim::Same(waiting)) => {
             return match waiting.outcome().await {
                 Some(Outcome::Stream(id)) => Ok(Begun { spent, id, is_replay: true }),
+                Some(Outcome::Failed(ChatError::Store(error))) => Err(error.into()),
                 // The first could not begin for want of room.
                 _ => Err(ApiError::StreamLogFull),
             };
         }
     };
-    let StreamRequest { chat, on_disconnect } = request;
-    let begun = state.service.chat_stream_with_history(&state.streams, owner, chat, on_disconnect).await;
-    let id = begun.map_err(|_| ApiError::StreamLogFull)?;
+    let StreamRequest { chat, conversation, on_disconnect } = request;
+    let (service, streams) = (&state.service, &state.streams);
+    let begun = match conversation {
+        Some(conversation) => service.chat_stream(streams, owner, conversation, (chat, on_disconnect)).await,
+        None => service.chat_stream_with_history(streams, owner, chat, on_disconnect).await,
+    };
     if let Some(ticket) = ticket {
-        ticket.settle(Outcome::Stream(id));
+        match &begun {
+            Ok(id) => ticket.settle(Outcome::Stream(*id)),
+            Err(BeginError::Store(error)) => ticket.settle(Outcome::Failed((*error).into())),
+            Err(BeginError::NoRoom) => drop(ticket),
+        }
     }
+    let id = begun?;
     Ok(Begun { spent, id, is_replay: false })
 }
 
@@ -376,9 +385,9 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_silent_stream_gets_a_comment_every_15_seconds_from_the_first_second() {
-        use crate::{config::Config, openai::Client, streams::MemoryLog, streams::MemoryLogLimits, streams::Owner};
+        use crate::{config::Config, ids::Owner, openai::Client, streams::MemoryLog, streams::MemoryLogLimits};
         use futures_util::StreamExt;
         use std::sync::Arc;
         // Lets everybody in and never says a word.
@@ -388,9 +397,11 @@ mod tests {
         let config = Config::from_variables(&variables.into(), false).unwrap();
         let log = MemoryLog::new(MemoryLogLimits { ttl: KEEP_ALIVE, max_bytes: 1 << 20 });
         let tasks = tokio_util::task::TaskTracker::new();
-        let streams = ChatStreams::new(Arc::new(log), tasks, crate::api::describe, config.streams);
-        let service =
-            crate::chat::OpenAiService::new(Arc::new(Client::new(&config.upstream).unwrap()), config.defaults);
+        let streams = ChatStreams::new(Arc::new(log), tasks.clone(), crate::api::describe, config.streams);
+        let client = Arc::new(Client::new(&config.upstream).unwrap());
+        let service = crate::chat::OpenAiService::in_memory(client, &config, &tasks).await;
+        // Opening the database takes real time, which a paused clock would jump over.
+        tokio::time::pause();
         let owner = Owner::default();
         let request = crate::chat::ChatRequest { message: "x".into(), ..Default::default() };
         let id = service.chat_stream_with_history(&streams, owner.clone(), request, Default::default()).await.unwrap();

@@ -17,8 +17,7 @@ use tokio::{sync::watch, time::Instant};
 
 use crate::{
     chat::{ChatAnswer, ChatError},
-    ids::StreamId,
-    streams::Owner,
+    ids::{Owner, StreamId},
     timestamp::Timestamp,
 };
 
@@ -218,7 +217,7 @@ mod tests {
         let me = Owner::default();
         let ticket = first(keys.claim(&me, "k", &1));
         let Claim::Same(waiting) = keys.claim(&me, "k", &1) else { panic!() };
-        ticket.settle(Outcome::Failed(ChatError(UpstreamError::Unauthorized)));
+        ticket.settle(Outcome::Failed(ChatError::Upstream(UpstreamError::Unauthorized)));
         assert!(matches!(waiting.outcome().await, Some(Outcome::Failed(_))));
 
         let ticket = first(keys.claim(&me, "k", &1));

@@ -1,26 +1,36 @@
 //! What a chat is: free of HTTP, of OpenAI's wire format and of storage.
 
 mod catalog;
+mod history;
 pub mod idempotency;
+mod keeping;
 mod pump;
 mod streams;
+mod title;
 
 pub use catalog::{ListedModel, ModelCatalog};
-pub use pump::{Describe, Failure, MAX_TEXT_BYTES};
+pub use pump::{Cause, Describe, Failure, MAX_TEXT_BYTES};
 pub use streams::{ChatStreams, OnDisconnect, Opened, Reader, Snapshot};
+pub use title::UNTITLED;
 
 use std::{
     hash::{Hash, Hasher},
     sync::Arc,
 };
 
+use tokio_util::task::TaskTracker;
+
 use crate::{
-    config::Defaults,
-    ids::StreamId,
+    config::{self, Defaults},
+    conversations::{self, Conversations, Saved, StoreError, StoredMessage, Summary},
+    ids::{ConversationId, Owner, StreamId},
     message::{Message, Role, Usage},
     openai::{Client, Completion, UpstreamError},
-    streams::{CreateError, Owner},
+    streams::CreateError,
+    tokens::TokenCounter,
 };
+use history::History;
+use keeping::Keeping;
 use streams::Beginning;
 
 /// A question with everything that bears on its answer. `None` means the configured default.
@@ -53,31 +63,81 @@ pub struct ChatAnswer {
     pub model: String,
 }
 
-/// A chat that gave no answer. The text is the original's.
+/// A chat that gave no answer.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("AI 응답 생성 중 오류가 발생했습니다: {0}")]
-pub struct ChatError(#[from] pub UpstreamError);
+pub enum ChatError {
+    /// The text is the original's.
+    #[error("AI 응답 생성 중 오류가 발생했습니다: {0}")]
+    Upstream(#[from] UpstreamError),
+    /// The conversation was not read, or the turn was not stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
-/// The title of a conversation for which none could be made.
-pub const UNTITLED: &str = "새 대화";
+/// A stream that was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BeginError {
+    #[error("no room for another stream")]
+    NoRoom,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
-/// Answers chats. The name and its methods are the original's.
+impl From<CreateError> for BeginError {
+    fn from(_: CreateError) -> Self {
+        Self::NoRoom
+    }
+}
+
+/// Answers chats, and keeps conversations. The name and its methods are the original's. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct OpenAiService {
+pub struct OpenAiService(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
     client: Arc<Client>,
-    defaults: Arc<Defaults>,
+    defaults: Defaults,
+    conversations: Conversations,
+    history: History,
+    auto_title: bool,
+    tasks: TaskTracker,
 }
 
 impl OpenAiService {
+    /// `tasks` runs what goes on behind an answer.
     #[must_use]
-    pub fn new(client: Arc<Client>, defaults: Defaults) -> Self {
-        Self { client, defaults: Arc::new(defaults) }
+    pub fn new(
+        client: Arc<Client>,
+        defaults: Defaults,
+        conversations: Conversations,
+        settings: &config::Conversations,
+        tasks: TaskTracker,
+    ) -> Self {
+        let history = History::new(conversations.clone(), TokenCounter::default(), settings.history_max_tokens);
+        Self(Arc::new(Inner { client, defaults, conversations, history, auto_title: settings.auto_title, tasks }))
     }
 
     /// The model that answers `request`.
     #[must_use]
     pub fn model_for<'a>(&'a self, request: &'a ChatRequest) -> &'a str {
-        request.model.as_deref().unwrap_or(&self.defaults.model)
+        request.model.as_deref().unwrap_or(&self.0.defaults.model)
+    }
+
+    /// Answers a message of a stored conversation, which is made when there is none, and stores both. The stored
+    /// messages stand before it; what `request` says of a history is not looked at.
+    ///
+    /// # Errors
+    /// The upstream gave no complete answer, or the conversation cannot be read or written. Nothing was stored.
+    pub async fn chat(
+        &self,
+        owner: &Owner,
+        id: ConversationId,
+        mut request: ChatRequest,
+    ) -> Result<ChatAnswer, ChatError> {
+        let keeping = self.recall(owner, id, &mut request).await?;
+        let answer = self.chat_with_history(request).await?;
+        keeping.keep(answer.text.clone(), answer.usage, false).await?;
+        Ok(answer)
     }
 
     /// Answers a message that has a history. Upstream gets `[system?, …history, user]`.
@@ -86,12 +146,29 @@ impl OpenAiService {
     /// The upstream gave no complete answer.
     pub async fn chat_with_history(&self, request: ChatRequest) -> Result<ChatAnswer, ChatError> {
         let model = self.model_for(&request).to_owned();
-        let temperature = request.temperature.unwrap_or(self.defaults.temperature);
-        let max_tokens = request.max_tokens.unwrap_or(self.defaults.max_tokens);
+        let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
+        let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
         let messages = messages(request);
         let completion = Completion { model: &model, messages: &messages, temperature, max_tokens };
-        let answer = self.client.complete(&completion).await?;
+        let answer = self.0.client.complete(&completion).await?;
         Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
+    }
+
+    /// Begins to answer a message of a stored conversation, as [`OpenAiService::chat`] does. Both are stored before the
+    /// stream says that it has ended; when somebody stops it, with the text so far.
+    ///
+    /// # Errors
+    /// There is no room for another stream, or the conversation cannot be read.
+    pub async fn chat_stream(
+        &self,
+        streams: &ChatStreams,
+        owner: Owner,
+        id: ConversationId,
+        (mut request, on_disconnect): (ChatRequest, OnDisconnect),
+    ) -> Result<StreamId, BeginError> {
+        let keeping = self.recall(&owner, id, &mut request).await?;
+        let beginning = self.beginning(owner, request, on_disconnect);
+        Ok(streams.begin(Arc::clone(&self.0.client), Beginning { keeping: Some(keeping), ..beginning }).await?)
     }
 
     /// Begins to answer a message that has a history, and returns at once. The answer is read from `streams`.
@@ -104,35 +181,120 @@ impl OpenAiService {
         owner: Owner,
         request: ChatRequest,
         on_disconnect: OnDisconnect,
-    ) -> Result<StreamId, CreateError> {
-        let beginning = Beginning {
+    ) -> Result<StreamId, BeginError> {
+        let beginning = self.beginning(owner, request, on_disconnect);
+        Ok(streams.begin(Arc::clone(&self.0.client), beginning).await?)
+    }
+
+    fn beginning(&self, owner: Owner, request: ChatRequest, on_disconnect: OnDisconnect) -> Beginning {
+        Beginning {
             owner,
             on_disconnect,
             model: self.model_for(&request).to_owned(),
-            temperature: request.temperature.unwrap_or(self.defaults.temperature),
-            max_tokens: request.max_tokens.unwrap_or(self.defaults.max_tokens),
+            temperature: request.temperature.unwrap_or(self.0.defaults.temperature),
+            max_tokens: request.max_tokens.unwrap_or(self.0.defaults.max_tokens),
             messages: messages(request),
-        };
-        streams.begin(Arc::clone(&self.client), beginning).await
+            keeping: None,
+        }
+    }
+
+    /// Puts the stored messages before the new one. What would keep the turn from being stored is found out here,
+    /// before anything is paid for.
+    async fn recall(
+        &self,
+        owner: &Owner,
+        id: ConversationId,
+        request: &mut ChatRequest,
+    ) -> Result<Keeping, StoreError> {
+        conversations::check_text(&request.message)?;
+        self.0.conversations.check_writable().await?;
+        let model = self.model_for(request).to_owned();
+        let (history, count) = self.0.history.load(owner, &id, &model).await?;
+        if usize::try_from(count).unwrap_or(usize::MAX) + 2 > conversations::MAX_MESSAGES {
+            return Err(StoreError::full());
+        }
+        request.history = history;
+        Ok(Keeping::new(self.clone(), owner.clone(), id, request.message.clone()))
     }
 
     /// A short title for a conversation, in its own language; [`UNTITLED`] when none can be made.
     pub async fn generate_title(&self, conversation: &[Message]) -> String {
-        let mut messages = conversation.to_vec();
-        messages.push(Message::new(
-            Role::User,
-            "위 대화에 어울리는 제목을 10자 이내로, 대화와 같은 언어로 지어 주세요. 따옴표 없이 제목만 답하세요.",
-        ));
-        let completion =
-            Completion { model: &self.defaults.model, messages: &messages, temperature: 0.2, max_tokens: 30 };
-        let title = match self.client.complete(&completion).await {
-            Ok(answer) => tidy_title(&answer.text),
-            Err(error) => {
-                tracing::warn!(%error, "no title could be made");
-                String::new()
-            }
-        };
-        if title.is_empty() { UNTITLED.to_owned() } else { title }
+        title::generate(&self.0.client, &self.0.defaults.model, conversation).await
+    }
+
+    /// Makes a title for a stored conversation and stores it. `None`: the owner has no such conversation.
+    ///
+    /// # Errors
+    /// The conversation cannot be read or written.
+    pub async fn retitle(&self, owner: &Owner, id: &ConversationId) -> Result<Option<String>, StoreError> {
+        if self.0.conversations.find(owner, id).await?.is_none() {
+            return Ok(None);
+        }
+        let (conversation, _) = self.0.history.load(owner, id, &self.0.defaults.model).await?;
+        let title = self.generate_title(&conversation).await;
+        // What stands for a title must not take the place of one.
+        let only_first = title == UNTITLED;
+        self.0.conversations.set_title(owner, id.clone(), title.clone(), only_first).await?;
+        Ok(Some(title))
+    }
+
+    /// Replaces the messages of a conversation, which is made when there is none.
+    ///
+    /// # Errors
+    /// Messages over a limit, or the database cannot be written.
+    pub async fn save_conversation(
+        &self,
+        owner: &Owner,
+        id: ConversationId,
+        messages: Vec<StoredMessage>,
+    ) -> Result<Saved, StoreError> {
+        self.0.conversations.save(owner, id, messages).await
+    }
+
+    /// The messages of a conversation, oldest first. `None`: the owner has no such conversation.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn load_conversation(
+        &self,
+        owner: &Owner,
+        id: &ConversationId,
+    ) -> Result<Option<Vec<StoredMessage>>, StoreError> {
+        self.0.conversations.messages(owner, id).await
+    }
+
+    /// Removes the messages of a conversation. False: the owner has no such conversation.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn clear_conversation(&self, owner: &Owner, id: ConversationId) -> Result<bool, StoreError> {
+        self.0.conversations.clear(owner, id).await
+    }
+
+    /// What a conversation amounts to. `None`: the owner has no such conversation.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn get_conversation_summary(
+        &self,
+        owner: &Owner,
+        id: &ConversationId,
+    ) -> Result<Option<Summary>, StoreError> {
+        self.0.conversations.summary(owner, id).await
+    }
+
+    /// The stored conversations, for what is not the original's.
+    #[must_use]
+    pub fn conversations(&self) -> &Conversations {
+        &self.0.conversations
+    }
+
+    fn makes_titles(&self) -> bool {
+        self.0.auto_title
+    }
+
+    fn tasks(&self) -> &TaskTracker {
+        &self.0.tasks
     }
 }
 
@@ -142,11 +304,13 @@ fn messages(request: ChatRequest) -> Vec<Message> {
     system.into_iter().chain(request.history).chain([user]).collect()
 }
 
-/// The first line with words, without the quotation marks that models like to put around a title.
-fn tidy_title(text: &str) -> String {
-    let quotes = ['"', '\'', '“', '”', '‘', '’', '「', '」', '《', '》'];
-    let tidy = |line: &str| line.trim().trim_matches(quotes).trim().to_owned();
-    text.lines().map(tidy).find(|line| !line.is_empty()).unwrap_or_default()
+#[cfg(test)]
+impl OpenAiService {
+    /// The service as `config` has it, with conversations in memory.
+    pub(crate) async fn in_memory(client: Arc<Client>, config: &config::Config, tasks: &TaskTracker) -> Self {
+        let conversations = Conversations::open(&config::Database::SqliteInMemory).await.unwrap();
+        Self::new(client, config.defaults.clone(), conversations, &config.conversations, tasks.clone())
+    }
 }
 
 #[cfg(test)]
@@ -165,14 +329,5 @@ mod tests {
         let expected =
             [(Role::System, "be brief"), (Role::User, "before"), (Role::Assistant, "answer"), (Role::User, "now")];
         assert_eq!(said, expected.map(|(role, text)| (role, text.to_owned())));
-    }
-
-    #[test]
-    fn titles_lose_their_quotes_and_their_second_line() {
-        for (text, expected) in
-            [("\"인사\"", "인사"), ("\n 「여행 계획」 \nmore", "여행 계획"), ("It's", "It's"), (" \n", ""), ("", "")]
-        {
-            assert_eq!(tidy_title(text), expected);
-        }
     }
 }

@@ -1,10 +1,11 @@
 //! The one task per stream: from the upstream into the log, to exactly one last entry.
 //!
-//! This is the only file to read to know what a stream does. It ends in one of five ways:
+//! This is the only file to read to know what a stream does. It ends in one of these ways:
 //!
 //! | what happens | last entry |
 //! |---|---|
-//! | the upstream says that the answer is complete | END |
+//! | the upstream says that the answer is complete | END, once its turn is stored if it has a conversation |
+//! | its turn cannot be stored | ERROR, with the whole text |
 //! | the upstream fails, breaks, stalls or talks nonsense | ERROR, with the text so far |
 //! | somebody stops the stream | END `cancelled`, written by whoever stops it |
 //! | nobody ever reads it, or nobody is left who should | ERROR `abandoned`; END `cancelled` |
@@ -15,8 +16,10 @@ use std::{future::pending, sync::Arc};
 use tokio::sync::oneshot;
 
 use crate::{
-    chat::streams::Beginning,
+    chat::{keeping::Keeping, streams::Beginning},
+    conversations::StoreError,
     ids::StreamId,
+    message::Usage,
     openai::{Client, Completion, Ending, UpstreamError},
     streams::{
         StreamLog,
@@ -25,7 +28,14 @@ use crate::{
 };
 
 /// What a failure is called where statuses and codes are known.
-pub type Describe = fn(&UpstreamError) -> Failure;
+pub type Describe = fn(Cause<'_>) -> Failure;
+
+/// Why an answer is a failure.
+#[derive(Clone, Copy, Debug)]
+pub enum Cause<'a> {
+    Upstream(&'a UpstreamError),
+    Store(&'a StoreError),
+}
 
 /// A failure by its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +71,8 @@ pub(super) struct Pump {
     pub(super) text: String,
     pub(super) describe: Describe,
     pub(super) stopped: oneshot::Receiver<Stop>,
+    /// Stores the turn, if the stream has a conversation.
+    pub(super) keeping: Option<Keeping>,
 }
 
 /// How production ended, short of the last entry.
@@ -77,13 +89,14 @@ enum Outcome {
 }
 
 impl Pump {
-    /// Runs to the end. `orphaned`, if given, tells after a while whether nobody has ever read the stream.
+    /// Runs to the end. `orphaned`, if given, tells after a while whether nobody has ever read the stream. False: somebody
+    /// else has written the last entry.
     pub(super) async fn run(
         &mut self,
         client: &Client,
         beginning: &Beginning,
         orphaned: Option<impl Future<Output = bool>>,
-    ) {
+    ) -> bool {
         let (_, never) = oneshot::channel();
         let stopped = std::mem::replace(&mut self.stopped, never);
         let stop = async move {
@@ -109,7 +122,7 @@ impl Pump {
             () = orphaned => Outcome::Orphaned,
         };
         // The upstream's connection is closed by now: `produce` is dropped.
-        self.end(outcome).await;
+        self.end(outcome).await
     }
 
     async fn produce(&mut self, client: &Client, beginning: &Beginning) -> Outcome {
@@ -149,35 +162,31 @@ impl Pump {
         }
     }
 
-    /// Writes the last entry.
-    async fn end(&mut self, outcome: Outcome) {
+    /// Writes the last entry. False: somebody else has.
+    async fn end(&mut self, outcome: Outcome) -> bool {
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();
         let last = self.encoder.last();
         let behind = last.saturating_sub(u64::try_from(pending.ends.len()).unwrap_or(u64::MAX));
         if !pending.ends.is_empty() && self.log.append(self.id, behind, pending).await.is_err() {
-            return;
+            return false;
         }
         let stopping = |code, status| Failure { code, status, retryable: true };
         let (failure, words) = match outcome {
-            Outcome::Complete(ending) => {
-                let tokens = ending.usage.map(|usage| usage.total_tokens);
-                tracing::info!(stream_id = %self.id, finish_reason = ending.finish_reason, tokens, "a stream finished");
-                return self
-                    .append_last(|text| Event::End {
-                        full_content: text,
-                        finish_reason: ending.finish_reason,
-                        usage: ending.usage,
-                    })
-                    .await;
-            }
-            Outcome::Stopped(Stop::NobodyLeft) => {
-                return self
-                    .append_last(|text| Event::End { full_content: text, finish_reason: Some(CANCELLED), usage: None })
-                    .await;
-            }
-            Outcome::Stopped(Stop::Ended) | Outcome::Fenced => return,
-            Outcome::Failed(error) => ((self.describe)(&error), error.to_string()),
+            Outcome::Complete(ending) => match self.keep(ending.usage, false).await {
+                Ok(()) => {
+                    let tokens = ending.usage.map(|usage| usage.total_tokens);
+                    tracing::info!(stream_id = %self.id, finish_reason = ending.finish_reason, tokens, "a stream finished");
+                    return self.append_end(ending.finish_reason, ending.usage).await;
+                }
+                Err(error) => ((self.describe)(Cause::Store(&error)), error.to_string()),
+            },
+            Outcome::Stopped(Stop::NobodyLeft) => match self.keep(None, true).await {
+                Ok(()) => return self.append_end(Some(CANCELLED), None).await,
+                Err(error) => ((self.describe)(Cause::Store(&error)), error.to_string()),
+            },
+            Outcome::Stopped(Stop::Ended) | Outcome::Fenced => return false,
+            Outcome::Failed(error) => ((self.describe)(Cause::Upstream(&error)), error.to_string()),
             Outcome::Orphaned => (stopping("abandoned", 408), "nobody read the stream".to_owned()),
             Outcome::Stopped(Stop::Shutdown) => (stopping("shutdown", 503), "the service is stopping".to_owned()),
             Outcome::TooLarge => {
@@ -188,13 +197,25 @@ impl Pump {
         let Failure { code, status, retryable } = failure;
         tracing::warn!(stream_id = %self.id, code, "a stream failed");
         let error = format!("스트리밍 응답 생성 중 오류가 발생했습니다: {words}");
-        self.append_last(|text| Event::Error { error: &error, code, status, retryable, partial: text }).await;
+        self.append_last(|text| Event::Error { error: &error, code, status, retryable, partial: text }).await
     }
 
-    async fn append_last<'a>(&'a mut self, event: impl FnOnce(&'a str) -> Event<'a>) {
+    /// Stores the turn. Before the last entry, so that whoever reads that finds the turn stored.
+    async fn keep(&self, usage: Option<Usage>, interrupted: bool) -> Result<(), StoreError> {
+        match &self.keeping {
+            Some(keeping) => keeping.keep(self.text.clone(), usage, interrupted).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn append_end(&mut self, finish_reason: Option<&'static str>, usage: Option<Usage>) -> bool {
+        self.append_last(|text| Event::End { full_content: text, finish_reason, usage }).await
+    }
+
+    async fn append_last<'a>(&'a mut self, event: impl FnOnce(&'a str) -> Event<'a>) -> bool {
         let behind = self.encoder.last();
         self.encoder.push(&event(&self.text));
         // A conflict means that the stream has its last entry already.
-        let _ = self.log.append(self.id, behind, self.encoder.take()).await;
+        self.log.append(self.id, behind, self.encoder.take()).await.is_ok()
     }
 }

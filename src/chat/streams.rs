@@ -4,17 +4,20 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use dashmap::DashMap;
 use futures_util::FutureExt;
-use tokio::sync::oneshot;
-use tokio_util::task::TaskTracker;
+use tokio::{sync::oneshot, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    chat::pump::{Describe, Pump, Stop},
+    chat::{
+        keeping::Keeping,
+        pump::{Describe, Pump, Stop},
+    },
     config::Streams,
-    ids::StreamId,
+    ids::{Owner, StreamId},
     message::{Message, Usage},
     openai::Client,
     streams::{
-        AppendError, CreateError, Follow, Followed, Owner, Seq, State, Status, StreamLog,
+        AppendError, CreateError, Follow, Followed, Seq, State, Status, StreamLog,
         event::{CANCELLED, Encoder, Event, Told, entries},
     },
 };
@@ -38,7 +41,12 @@ pub(super) struct Beginning {
     pub(super) messages: Vec<Message>,
     pub(super) temperature: f64,
     pub(super) max_tokens: u32,
+    /// Stores the turn, if it belongs to a conversation.
+    pub(super) keeping: Option<Keeping>,
 }
+
+/// How long stopping waits for the turn to be stored.
+const SETTLE: Duration = Duration::from_secs(5);
 
 /// The streams of one app.
 #[derive(Clone, Debug)]
@@ -61,6 +69,8 @@ struct Running {
     on_disconnect: OnDisconnect,
     readers: usize,
     was_read: bool,
+    /// Cancelled when nothing is left to be done, the storing of its turn included; there only if it has one.
+    settled: Option<CancellationToken>,
 }
 
 /// How a stream stands, with all its text.
@@ -96,10 +106,12 @@ impl ChatStreams {
         self.0.log.create(id, beginning.owner.clone(), encoder.take()).await?;
 
         let (stop, stopped) = oneshot::channel();
-        let on_disconnect = beginning.on_disconnect;
-        self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false });
-        let mut pump =
-            Pump { log: Arc::clone(&self.0.log), id, encoder, text: String::new(), describe: self.0.describe, stopped };
+        let (on_disconnect, keeping) = (beginning.on_disconnect, beginning.keeping.clone());
+        let settled = keeping.as_ref().map(|_| CancellationToken::new());
+        let is_settled = settled.clone().map(CancellationToken::drop_guard);
+        self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false, settled });
+        let log = Arc::clone(&self.0.log);
+        let mut pump = Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping };
         let streams = self.clone();
         self.0.tasks.spawn(async move {
             let orphan = streams.0.orphan;
@@ -109,12 +121,17 @@ impl ChatStreams {
             };
             let run = pump.run(&client, &beginning, (!orphan.is_zero()).then_some(nobody_reads));
             let outcome = AssertUnwindSafe(run).catch_unwind().await;
-            streams.0.running.remove(&id);
-            if outcome.is_err() {
-                // A bug; its readers must not wait for ever. What the panic says may hold anything.
-                tracing::error!(stream_id = %id, "a producer panicked");
-                streams.end(id, internal_error).await;
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => streams.keep_interrupted(id, &beginning).await,
+                Err(_) => {
+                    // A bug; its readers must not wait for ever. What the panic says may hold anything.
+                    tracing::error!(stream_id = %id, "a producer panicked");
+                    streams.end(id, internal_error).await;
+                }
             }
+            streams.0.running.remove(&id);
+            drop(is_settled);
         });
         Ok(id)
     }
@@ -131,7 +148,21 @@ impl ChatStreams {
         Some(Opened::Reader(Reader { follow, _attached: self.attach(id) }))
     }
 
-    /// Stops a stream for certain: when this returns true, its log has ended, and the upstream is being left.
+    /// Stores what there is of a stream that somebody else has ended.
+    async fn keep_interrupted(&self, id: StreamId, beginning: &Beginning) {
+        let Some(keeping) = &beginning.keeping else { return };
+        // The log decides what the text is, not what the producer had in hand.
+        let Some(told) = self.read_all(id).await else { return };
+        if told.status == Status::Cancelled
+            && !told.content.is_empty()
+            && keeping.keep(told.content, told.usage, true).await.is_err()
+        {
+            tracing::error!(stream_id = %id, "a stopped stream could not be stored");
+        }
+    }
+
+    /// Stops a stream for certain: when this returns true, its log has ended, the upstream is being left, and the text of
+    /// its turn is stored if it has a conversation.
     pub async fn cancel(&self, id: StreamId, owner: &Owner) -> bool {
         if self.owned(id, owner).await.is_none() {
             return false;
@@ -143,7 +174,12 @@ impl ChatStreams {
         });
         let ended = ended.await;
         if ended {
+            let settled = self.0.running.get(&id).and_then(|running| running.settled.clone());
             self.stop(id, Stop::Ended);
+            if let Some(settled) = settled {
+                // Storing has limits of its own; this one is for whatever they miss.
+                let _ = timeout(SETTLE, settled.cancelled()).await;
+            }
         }
         ended
     }

@@ -15,8 +15,8 @@ use dashmap::{DashMap, mapref::entry::Entry};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    ids::StreamId,
-    streams::{AppendError, Batch, CreateError, Owner, Pending, Seq, Slice, State, Status, StreamLog},
+    ids::{Owner, StreamId},
+    streams::{AppendError, Batch, CreateError, Pending, Seq, Slice, State, Status, StreamLog},
 };
 
 /// What the log may use up.

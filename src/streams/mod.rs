@@ -22,7 +22,7 @@ use std::{fmt, pin::Pin, sync::Arc};
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-use crate::ids::StreamId;
+use crate::ids::{Owner, StreamId};
 
 /// The number of an entry: 1 is START. As a cursor: the last entry that was read, 0 before the first.
 pub type Seq = u64;
@@ -84,17 +84,6 @@ pub struct State {
     pub status: Status,
     pub last: Seq,
     pub owner: Owner,
-}
-
-/// Whose a stream is. Everybody's are the same until callers are told apart.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Owner(Arc<str>);
-
-impl Owner {
-    #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self(name.into())
-    }
 }
 
 /// Some entries from a cursor on.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-const RANKS: [(&str, u8); 14] = [
+const RANKS: [(&str, u8); 16] = [
     ("main", 7),
     ("server", 6),
     ("api", 5),
@@ -10,6 +10,8 @@ const RANKS: [(&str, u8); 14] = [
     ("chat", 3),
     ("openai", 2),
     ("streams", 2),
+    ("conversations", 2),
+    ("tokens", 2),
     ("simulator", 2),
     ("telemetry", 2),
     ("health_check", 2),
@@ -108,6 +110,7 @@ fn only_the_right_places_name_what_is_theirs_alone() {
         };
         only("std::env::var", &["config"]);
         only("reqwest::", &["openai"]);
+        only("sqlx::", &["conversations"]);
         only("StatusCode", &["api", "openai", "simulator"]);
         only("axum::extract", &["api", "state"]);
         only("static mut", &[]);

@@ -13,6 +13,7 @@ fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ai-service"));
     // Nothing of this machine's environment, and no .env of this directory.
     command.env_clear().current_dir(std::env::temp_dir()).stdin(Stdio::null());
+    command.env("DATABASE_URL", "sqlite::memory:");
     command
 }
 

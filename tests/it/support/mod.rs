@@ -32,8 +32,13 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The variables that every test starts from.
 pub fn variables(upstream: &Url) -> Variables {
-    let pairs =
-        [("OPENAI_API_KEY", CANARY_KEY), ("OPENAI_BASE_URL", upstream.as_str()), ("HOST", "127.0.0.1"), ("PORT", "0")];
+    let pairs = [
+        ("OPENAI_API_KEY", CANARY_KEY),
+        ("OPENAI_BASE_URL", upstream.as_str()),
+        ("HOST", "127.0.0.1"),
+        ("PORT", "0"),
+        ("DATABASE_URL", "sqlite::memory:"),
+    ];
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
 }
 
@@ -59,7 +64,7 @@ impl TestApp {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let shutdown = CancellationToken::new();
-        let app = App::new(&config).expect("an app");
+        let app = App::open(&config).await.expect("an app");
         let served = tokio::spawn(app.serve(listener, shutdown.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
         Self { address, client, shutdown, served: Some(served) }
@@ -79,6 +84,23 @@ impl TestApp {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.request(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// A request with a JSON body.
+    pub async fn send(&self, method: Method, path: &str, body: &Value) -> Answer {
+        self.request(method, path, &[("content-type", "application/json")], body.to_string().into_bytes()).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, body).await
+    }
+
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.request(Method::DELETE, path, &[], Vec::new()).await
     }
 
     /// `POST /chat` with a JSON body.
@@ -102,6 +124,11 @@ impl TestApp {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// The orderly end, with everything that runs in the background; whether everything finished.
+    pub async fn stop_gracefully(mut self) -> bool {
+        self.stop().await.expect("no panic")
+    }
+
     /// Asks for the orderly end; tells whether everything finished.
     pub fn stop(&mut self) -> JoinHandle<bool> {
         self.shutdown.cancel();
@@ -112,6 +139,15 @@ impl TestApp {
 impl Drop for TestApp {
     fn drop(&mut self) {
         self.shutdown.cancel();
+    }
+}
+
+/// Waits until `condition` holds: what happens in the background tells nobody when it has.
+pub async fn eventually(condition: impl AsyncFn() -> bool) {
+    let until = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < until, "it never came to be");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

@@ -1,0 +1,82 @@
+//! Titles of conversations: asked of the model, and made harmless.
+
+use unicode_segmentation::UnicodeSegmentation;
+
+use crate::{
+    message::{Message, Role},
+    openai::{Client, Completion},
+};
+
+/// The title of a conversation for which none could be made. The text is the original's.
+pub const UNTITLED: &str = "새 대화";
+
+/// Most characters of a title, as people count them. The model is asked for ten and does not always listen.
+const MAX_CHARACTERS: usize = 60;
+
+/// Asks `model` for a title of at most ten characters, in the conversation's own language.
+pub(super) async fn generate(client: &Client, model: &str, conversation: &[Message]) -> String {
+    let mut messages = conversation.to_vec();
+    messages.push(Message::new(
+        Role::User,
+        "위 대화에 어울리는 제목을 10자 이내로, 대화와 같은 언어로 지어 주세요. 따옴표 없이 제목만 답하세요.",
+    ));
+    let completion = Completion { model, messages: &messages, temperature: 0.2, max_tokens: 30 };
+    let title = match client.complete(&completion).await {
+        Ok(answer) => tidy(&answer.text),
+        Err(_) => {
+            // What the upstream says may quote the conversation.
+            tracing::warn!(model, "no title could be made");
+            String::new()
+        }
+    };
+    if title.is_empty() { UNTITLED.to_owned() } else { title }
+}
+
+/// The first line with words, without the quotation marks that models like to put around a title, and without
+/// characters that nobody sees but that change how their surroundings look. Cut between characters, not within.
+fn tidy(text: &str) -> String {
+    let quotes = ['"', '\'', '“', '”', '‘', '’', '「', '」', '《', '》'];
+    let tidy = |line: &str| {
+        let visible: String = line.chars().filter(|c| !is_invisible(*c)).collect();
+        visible.trim().trim_matches(quotes).trim().graphemes(true).take(MAX_CHARACTERS).collect::<String>()
+    };
+    text.lines().map(tidy).find(|line| !line.is_empty()).unwrap_or_default()
+}
+
+/// Control characters, changes of direction, and spaces of no width. The joiners stay: emoji families, and some
+/// scripts, are made with them.
+fn is_invisible(c: char) -> bool {
+    let hidden = ['\u{200b}', '\u{200e}', '\u{200f}', '\u{feff}', '\u{2028}', '\u{2029}', '\u{061c}'];
+    c.is_control()
+        || hidden.contains(&c)
+        || ('\u{202a}'..='\u{202e}').contains(&c)
+        || ('\u{2066}'..='\u{2069}').contains(&c)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn titles_lose_their_quotes_their_second_line_and_what_is_invisible() {
+        for (text, expected) in [
+            ("\"인사\"", "인사"),
+            ("\n 「여행 계획」 \nmore", "여행 계획"),
+            ("It's", "It's"),
+            (" \n", ""),
+            ("", ""),
+            ("a\u{202e}b\0c\u{200b}", "abc"),
+            ("👨‍👩‍👧‍👦 가족", "👨‍👩‍👧‍👦 가족"),
+        ] {
+            assert_eq!(tidy(text), expected);
+        }
+    }
+
+    #[test]
+    fn a_long_title_is_cut_between_characters() {
+        let family = "👨‍👩‍👧‍👦";
+        assert_eq!(tidy(&family.repeat(100)), family.repeat(MAX_CHARACTERS));
+        let jamo = "\u{1112}\u{1161}\u{11ab}";
+        assert_eq!(tidy(&jamo.repeat(100)), jamo.repeat(MAX_CHARACTERS));
+    }
+}

@@ -1,0 +1,306 @@
+//! The connections to the database, and all that differs between the two kinds of it.
+
+use std::{path::Path, time::Duration};
+
+use secrecy::ExposeSecret;
+use sqlx::{
+    PgPool, Postgres, Sqlite, SqlitePool,
+    migrate::{MigrateError, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::{sync::OnceCell, time::timeout};
+
+use crate::{
+    config::Database,
+    conversations::error::{OpenError, StoreError, code},
+};
+
+static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/sqlite");
+static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/postgres");
+
+/// How long another process may hold SQLite's lock before a write gives up.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The same when the service starts, which should say soon what is wrong.
+const BUSY_AT_START: Duration = Duration::from_secs(2);
+
+/// How long PostgreSQL has for one request. Callers are told within two seconds that it is away.
+const POSTGRES_TIMEOUT: Duration = Duration::from_millis(1800);
+
+/// How long PostgreSQL has to be there when the service starts, before the service goes on without it.
+const POSTGRES_AT_START: Duration = Duration::from_secs(5);
+
+/// How long reading may take in SQLite: far longer than it does.
+const SQLITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connections that read SQLite. Writing has one of its own.
+const SQLITE_READERS: u32 = 4;
+
+/// Connections to PostgreSQL.
+const POSTGRES_CONNECTIONS: u32 = 16;
+
+/// A file up to this size is checked from end to end when it is opened, which takes some milliseconds.
+const CHECKED_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Where queries go.
+#[derive(Clone, Debug)]
+pub(super) enum Pool {
+    /// What is in memory has one connection for everything: each would have a database of its own.
+    Sqlite {
+        read: SqlitePool,
+        write: SqlitePool,
+    },
+    Postgres(PgPool),
+}
+
+/// Everything between its beginning and its commit happens, or nothing.
+#[derive(Debug)]
+pub(super) enum Transaction {
+    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Postgres(sqlx::Transaction<'static, Postgres>),
+}
+
+impl Transaction {
+    pub(super) async fn begin(pool: &Pool) -> Result<Self, sqlx::Error> {
+        match pool {
+            // Takes the lock at once: a transaction that takes it later cannot wait for it.
+            Pool::Sqlite { write, .. } => Ok(Self::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)),
+            Pool::Postgres(pool) => Ok(Self::Postgres(pool.begin().await?)),
+        }
+    }
+
+    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(transaction) => transaction.commit().await,
+            Self::Postgres(transaction) => transaction.commit().await,
+        }
+    }
+}
+
+/// The pool, and whether its tables are there.
+#[derive(Clone, Debug)]
+pub(super) struct Connections {
+    pool: Pool,
+    /// Set once the migrations have run: a PostgreSQL that was away at the start gets them when it is back.
+    ready: OnceCell<()>,
+    timeout: Duration,
+}
+
+impl Connections {
+    pub(super) async fn open(database: &Database) -> Result<Self, OpenError> {
+        match database {
+            Database::SqliteInMemory => open_in_memory().await,
+            Database::Sqlite(path) => open_file(path).await,
+            Database::Postgres(url) => open_postgres(url.expose_secret()).await,
+        }
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Runs a query that only reads.
+    pub(super) async fn reading<T>(
+        &self,
+        query: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<T, StoreError> {
+        let read = async {
+            self.ready().await?;
+            query.await.map_err(|error| StoreError::from_database(&error))
+        };
+        timeout(self.timeout, read).await.unwrap_or_else(|_| {
+            tracing::error!("the conversations' database did not answer in time");
+            Err(StoreError::Unavailable)
+        })
+    }
+
+    /// That the tables are there.
+    pub(super) async fn ready(&self) -> Result<(), StoreError> {
+        let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
+        let migrated = self.ready.get_or_try_init(|| POSTGRES_MIGRATIONS.run(pool));
+        migrated.await.copied().map_err(|error| {
+            tracing::error!(reason = migration_problem(&error).0, "the conversations' database is not ready");
+            StoreError::Unavailable
+        })
+    }
+
+    /// How long one request may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(super) async fn close(&self) {
+        match &self.pool {
+            Pool::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+            Pool::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+fn sqlite_options() -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .journal_mode(SqliteJournalMode::Wal)
+        // A commit is on the disk when it is acknowledged.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT)
+        .create_if_missing(true)
+        // Rows come from a thread; a page of them should not have to wait for every single one to be taken.
+        .row_buffer_size(256)
+}
+
+/// Connections that stay: opening one reads the schema again, and an in-memory database would be gone with its last one.
+fn sqlite_pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .min_connections(connections)
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        // A connection to a file cannot be away.
+        .test_before_acquire(false)
+}
+
+async fn open_in_memory() -> Result<Connections, OpenError> {
+    let place = "in memory";
+    let options = sqlite_options().in_memory(true);
+    let pool = sqlite_pool(1).connect_with(options).await.map_err(|error| sqlite_problem(place, &error))?;
+    SQLITE_MIGRATIONS.run(&pool).await.map_err(|error| sqlite_migration_problem(place, &error))?;
+    let pool = Pool::Sqlite { read: pool.clone(), write: pool };
+    Ok(Connections { pool, ready: OnceCell::new_with(Some(())), timeout: SQLITE_TIMEOUT })
+}
+
+async fn open_file(path: &Path) -> Result<Connections, OpenError> {
+    let place = path.display().to_string();
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        std::fs::create_dir_all(directory).map_err(|error| OpenError {
+            place: place.clone(),
+            problem: format!("its directory cannot be made: {error}"),
+            remedy: REMEDY_PLACE,
+        })?;
+    }
+    let problem = |error: &sqlx::Error| sqlite_problem(&place, error);
+    let options = sqlite_options().filename(path);
+    // One connection first, which finds out what is wrong without waiting long.
+    let first = sqlite_pool(1).connect_with(options.clone().busy_timeout(BUSY_AT_START)).await;
+    let first = first.map_err(|error| problem(&error))?;
+    let writable = first.begin_with("BEGIN IMMEDIATE").await.map_err(|error| problem(&error))?;
+    writable.rollback().await.map_err(|error| problem(&error))?;
+    SQLITE_MIGRATIONS.run(&first).await.map_err(|error| sqlite_migration_problem(&place, &error))?;
+    let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
+    if is_small {
+        let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&first).await;
+        if check.map_err(|error| problem(&error))? != "ok" {
+            return Err(corrupt(&place));
+        }
+    }
+    first.close().await;
+    let write = sqlite_pool(1).connect_with(options.clone()).await.map_err(|error| problem(&error))?;
+    let read = sqlite_pool(SQLITE_READERS).connect_with(options).await.map_err(|error| problem(&error))?;
+    let pool = Pool::Sqlite { read, write };
+    Ok(Connections { pool, ready: OnceCell::new_with(Some(())), timeout: SQLITE_TIMEOUT })
+}
+
+const REMEDY_PLACE: &str = "Let DATABASE_URL name a place that this user may write to, such as \
+    sqlite:///var/lib/ai-service/ai-service.db, or sqlite::memory: to keep nothing";
+const REMEDY_LOCKED: &str = "Stop the program that holds it (a backup, a shell), then start again";
+const REMEDY_CORRUPT: &str = "Restore a backup, or move the file away to begin with an empty one; nothing was changed";
+const REMEDY_NEWER: &str =
+    "Start the newer version again, or let DATABASE_URL name another database; nothing was changed";
+const REMEDY_POSTGRES: &str = "Check user, password and database name in DATABASE_URL";
+
+fn corrupt(place: &str) -> OpenError {
+    OpenError { place: place.to_owned(), problem: "it is damaged".to_owned(), remedy: REMEDY_CORRUPT }
+}
+
+/// What SQLite says when it opens a file. Source of the numbers: <https://www.sqlite.org/rescode.html>
+fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
+    let primary = code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    let (problem, remedy) = match primary {
+        Some(5 | 6) => ("another program has locked it".to_owned(), REMEDY_LOCKED),
+        Some(8) => ("it is read-only".to_owned(), REMEDY_PLACE),
+        Some(11) => return corrupt(place),
+        Some(26) => ("it is not a database of SQLite's".to_owned(), REMEDY_CORRUPT),
+        Some(13) => ("the disk is full".to_owned(), "Make room on the disk, then start again"),
+        Some(14) => ("it cannot be opened".to_owned(), REMEDY_PLACE),
+        _ => (error.to_string(), REMEDY_PLACE),
+    };
+    OpenError { place: place.to_owned(), problem, remedy }
+}
+
+fn sqlite_migration_problem(place: &str, error: &MigrateError) -> OpenError {
+    match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => sqlite_problem(place, error),
+        other => {
+            let (problem, remedy) = migration_problem(other);
+            OpenError { place: place.to_owned(), problem, remedy }
+        }
+    }
+}
+
+/// What is wrong with the tables.
+fn migration_problem(error: &MigrateError) -> (String, &'static str) {
+    match error {
+        MigrateError::VersionMissing(version) => {
+            (format!("a newer version of this service has changed its tables (to {version})"), REMEDY_NEWER)
+        }
+        MigrateError::VersionMismatch(_) => {
+            ("its tables are not those of this service".to_owned(), "Let DATABASE_URL name another database")
+        }
+        // What a database says of a migration quotes the migration, which holds no secret.
+        other => (other.to_string(), REMEDY_POSTGRES),
+    }
+}
+
+async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
+    let unreadable = || OpenError {
+        place: "of DATABASE_URL".to_owned(),
+        problem: "the address cannot be read".to_owned(),
+        remedy: "It has the form postgres://user:password@host:5432/database",
+    };
+    let options: PgConnectOptions = url.parse().map_err(|_| unreadable())?;
+    let options = options.application_name("ai-service");
+    let place = format!(
+        "{} on {}:{}",
+        options.get_database().unwrap_or_else(|| options.get_username()),
+        options.get_host(),
+        options.get_port()
+    );
+    let pool = PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS)
+        .acquire_timeout(POSTGRES_TIMEOUT)
+        .connect_lazy_with(options);
+    let ready = OnceCell::new();
+    match timeout(POSTGRES_AT_START, POSTGRES_MIGRATIONS.run(&pool)).await {
+        Ok(Ok(())) => drop(ready.set(())),
+        Ok(Err(error)) => match refusal(&error) {
+            Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
+            None => {
+                tracing::warn!(database = place, "the database is away; conversations are refused until it is back")
+            }
+        },
+        Err(_) => {
+            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does")
+        }
+    }
+    Ok(Connections { pool: Pool::Postgres(pool), ready, timeout: POSTGRES_TIMEOUT })
+}
+
+/// What waiting will not mend.
+fn refusal(error: &MigrateError) -> Option<(String, &'static str)> {
+    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
+        return Some(migration_problem(error));
+    };
+    // SQLSTATE: 28 is a refused user, 3D000 an unknown database, 42501 a missing right.
+    let code = code(cause)?;
+    let problem = match code.as_str() {
+        code if code.starts_with("28") => "the user or the password is refused",
+        "3D000" => "there is no such database",
+        "42501" => "the user may not make tables",
+        _ => return None,
+    };
+    Some((problem.to_owned(), REMEDY_POSTGRES))
+}

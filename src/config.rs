@@ -4,6 +4,10 @@
 //! directory. A blank value counts as unset, because compose files pass `${NAME:-}`. All mistakes are collected
 //! and reported together.
 
+mod access;
+
+pub use access::{Access, ApiKey, Docs, Jwt, RateLimits};
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, fs,
@@ -30,6 +34,8 @@ pub struct Config {
     pub limits: Limits,
     pub streams: Streams,
     pub conversations: Conversations,
+    pub access: Access,
+    pub rate_limits: RateLimits,
 }
 
 /// Where the service listens.
@@ -254,6 +260,8 @@ impl Config {
             limits: read.limits(),
             streams: read.streams(),
             conversations: read.conversations(demo),
+            access: read.access(),
+            rate_limits: read.rate_limits(),
         };
         read.finish(config)
     }
@@ -389,6 +397,14 @@ impl<'a> Reader<'a> {
 
     /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
     fn optional_secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
+        let value = self.secret_value(name, file_name)?;
+        if !value.expose_secret().bytes().all(|b| b.is_ascii_graphic()) {
+            self.problems.push(format!("{name} must be one word of visible ASCII characters"));
+        }
+        Some(value)
+    }
+
+    fn secret_value(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
         let direct = self.text(name);
         let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
             Ok(content) if content.trim().is_empty() => {
@@ -410,9 +426,6 @@ impl<'a> Reader<'a> {
             (None, Some(file)) => file,
             (None, None) => return None,
         };
-        if !value.bytes().all(|b| b.is_ascii_graphic()) {
-            self.problems.push(format!("{name} must be one word of visible ASCII characters"));
-        }
         Some(SecretString::from(value))
     }
 
@@ -734,18 +747,24 @@ mod tests {
         read.timeouts();
         read.streams();
         read.conversations(false);
+        read.access();
+        read.rate_limits();
         let asked: Vec<_> = read.asked.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(listed.keys().cloned().collect::<Vec<_>>(), asked);
 
         let mut shown = listed.clone();
         shown.remove("OPENAI_API_KEY_FILE");
-        shown.remove("DATABASE_URL_FILE");
+        for file in ["DATABASE_URL_FILE", "API_KEYS_FILE", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE"] {
+            shown.remove(file);
+        }
         let from_example = Config::from_variables(&shown, false).unwrap();
         let from_nothing = config(&[]).unwrap();
         let settings = |c: &Config| {
-            let Config { listen, defaults, cors, log, limits, streams, conversations, upstream } = c;
-            let timeouts = upstream.timeouts;
-            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {conversations:?} {timeouts:?}")
+            // Every field, so that a new one is not forgotten; of the upstream, what has a default.
+            let Config { listen, defaults, cors, log, limits, streams, conversations, upstream, access, rate_limits } =
+                c;
+            let (outer, inner) = ((listen, defaults, cors, log, limits), (streams, conversations, access, rate_limits));
+            format!("{outer:?} {inner:?} {:?}", upstream.timeouts)
         };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);

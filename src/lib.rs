@@ -18,7 +18,7 @@ mod state;
 // 3 · what a chat is
 pub mod chat;
 // 2 · the upstream, the stream log, what is stored, the upstream's stand-in, the log, the health check,
-// the counter of tokens: strangers to each other
+// the counter of tokens, who is let in, how much each may ask for: strangers to each other
 pub mod openai;
 pub mod streams;
 pub mod conversations;
@@ -26,6 +26,8 @@ pub mod simulator;
 pub mod telemetry;
 pub mod health_check;
 pub mod tokens;
+pub mod access;
+pub mod limits;
 // 1 · every setting
 pub mod config;
 // 0 · the words every layer speaks

@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn texts_count_as_openai_counts_them() {
         let counter = TokenCounter::default();
-        // Counted with OpenAI's tiktoken 0.7.
+        // "tiktoken is great!" is the example of OpenAI's cookbook.
         for (model, text, expected) in [
             ("gpt-3.5-turbo", "hello world", 2),
             ("gpt-4o", "hello world", 2),

@@ -111,8 +111,8 @@ async fn run(config: Config, demo: bool) -> Result<(), (u8, String)> {
         None => config,
     };
     let app = App::open(&config).await.map_err(|error| match error {
-        StartError::Client(error) => (1, error.to_string()),
         StartError::Database(error) => (EX_CONFIG, error.to_string()),
+        other => (1, other.to_string()),
     })?;
     announce(&listener, &config, demo).map_err(general)?;
     let everything_finished = app.serve(listener, shutdown).await;

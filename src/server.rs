@@ -13,13 +13,19 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    api::{self, Api},
-    chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
+    access::Tickets,
+    api::{self, Api, Doors, Rules, requests_quota, tokens_quota},
+    chat::{
+        ChatStreams, Ground, Metering, MeteringSettings, ModelCatalog, OpenAiService, UsageRecorder,
+        idempotency::Idempotency,
+    },
     config::{Config, Limits},
     conversations::{Conversations, OpenError},
+    limits::{Limited, MemoryLimiter, RateLimiter},
     openai::{Client, ClientError},
     state::{Closing, Handles, Place, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
+    tokens::TokenCounter,
 };
 use connection::ConnectionServer;
 
@@ -30,6 +36,8 @@ pub enum StartError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Database(#[from] OpenError),
+    #[error("the system has no random numbers to give")]
+    NoRandomness,
 }
 
 /// One service: its routes, its upstream, its tasks. Several may live in one process; they share nothing.
@@ -42,6 +50,7 @@ pub struct App {
     log: Arc<MemoryLog>,
     sockets: Sockets,
     conversations: Conversations,
+    usage: UsageRecorder,
     /// Cancelled when readers of streams must go.
     closing: CancellationToken,
 }
@@ -62,13 +71,12 @@ impl App {
         let shared: Arc<dyn StreamLog> = log.clone();
         let streams = ChatStreams::new(shared, tasks.clone(), api::describe, settings);
         let conversations = Conversations::open(&config.conversations.database).await?;
-        let service = OpenAiService::new(
-            Arc::clone(&client),
-            config.defaults.clone(),
-            conversations.clone(),
-            &config.conversations,
-            tasks.clone(),
-        );
+        let limiter: Arc<dyn RateLimiter> = Arc::new(MemoryLimiter::default());
+        let usage = UsageRecorder::new(conversations.clone());
+        let service = service(config, &client, (conversations.clone(), usage.clone()), (&limiter, &tasks));
+        let tickets = Arc::new(Tickets::random().ok_or(StartError::NoRandomness)?);
+        let rules = Rules::new(&config.access, &config.rate_limits, Arc::clone(&limiter), Arc::clone(&tickets));
+        let needs_tickets = !rules.is_open();
         let state = Handles {
             service,
             catalog: ModelCatalog::new(client, tasks.clone()),
@@ -78,15 +86,23 @@ impl App {
             idempotency: Idempotency::default(),
             tasks: tasks.clone(),
             limits: config.limits,
+            usage: usage.clone(),
+            requests: Limited { limiter, quota: requests_quota(&config.rate_limits) },
+            tickets: needs_tickets.then_some(tickets),
         };
-        let api = api::api(state.into(), &config.cors);
-        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, conversations, closing })
+        let doors = Doors { origins: &config.cors, rules, docs: config.access.docs };
+        let api = api::api(state.into(), doors);
+        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, conversations, usage, closing })
     }
 
     /// Answers on `listener` until `shutdown`, then lets running answers finish, within the grace that the
     /// configuration gives. Returns whether everything finished.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> bool {
         self.tasks.spawn(expire(Arc::clone(&self.log), shutdown.clone()));
+        let stop_recording = CancellationToken::new();
+        let recording = TaskTracker::new();
+        recording.spawn(self.usage.clone().run(stop_recording.clone()));
+        recording.close();
         let connections = TaskTracker::new();
         let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
         let server = ConnectionServer::new(self.api.clone(), self.limits, shutdown.clone());
@@ -112,7 +128,12 @@ impl App {
         }
         // From here on new connections are refused.
         drop(listener);
-        self.end(&connections).await
+        let everything_finished = self.end(&connections).await;
+        // After the last chat has ended, however it did.
+        stop_recording.cancel();
+        let _ = timeout(LAST_WORDS, recording.wait()).await;
+        let _ = timeout(LAST_WORDS, self.conversations.close()).await;
+        everything_finished
     }
 
     /// The phases of the end, once nobody new is let in: running answers get the grace; streams that are left then end
@@ -130,17 +151,33 @@ impl App {
         tokio::pin!(everything);
         let grace = self.limits.shutdown_grace;
         if timeout(grace, everything.as_mut()).await.is_ok() {
-            self.conversations.close().await;
             return true;
         }
         let streams = self.streams.stop_all();
         let _ = timeout(LAST_WORDS, self.tasks.wait()).await;
         self.closing.cancel();
         let readers_left = timeout(LAST_WORDS, everything).await.is_ok();
-        let _ = timeout(LAST_WORDS, self.conversations.close()).await;
         tracing::warn!(?grace, streams, connections = connections.len(), readers_left, "the grace was not enough");
         false
     }
+}
+
+/// The service, with the limits that need to know what a chat is.
+fn service(
+    config: &Config,
+    client: &Arc<Client>,
+    (conversations, usage): (Conversations, UsageRecorder),
+    (limiter, tasks): (&Arc<dyn RateLimiter>, &TaskTracker),
+) -> OpenAiService {
+    let counter = TokenCounter::default();
+    let settings = MeteringSettings {
+        limiter: Arc::clone(limiter),
+        tokens: tokens_quota(&config.rate_limits),
+        streams: config.rate_limits.concurrent_streams,
+    };
+    let metering = Metering::new(settings, counter.clone(), usage, tasks.clone());
+    let ground = Ground { conversations, metering, counter, tasks: tasks.clone() };
+    OpenAiService::new(Arc::clone(client), config.defaults.clone(), &config.conversations, ground)
 }
 
 /// Time for a last entry to be written, and for it to reach its readers.

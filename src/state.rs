@@ -7,8 +7,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
+    access::Tickets,
+    chat::{ChatStreams, ModelCatalog, OpenAiService, UsageRecorder, idempotency::Idempotency},
     config::Limits,
+    limits::Limited,
 };
 
 /// The handles, behind one pointer: it is cloned for every request.
@@ -26,6 +28,11 @@ pub(crate) struct Handles {
     /// What is begun here is waited for at the end.
     pub(crate) tasks: TaskTracker,
     pub(crate) limits: Limits,
+    pub(crate) usage: UsageRecorder,
+    /// For what counts as a request and does not come as one: a chat over a WebSocket.
+    pub(crate) requests: Limited,
+    /// There where a stream's address needs one.
+    pub(crate) tickets: Option<Arc<Tickets>>,
 }
 
 impl From<Handles> for AppState {

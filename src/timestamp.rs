@@ -23,6 +23,12 @@ impl Timestamp {
         Self(DateTime::from_timestamp_micros(micros).unwrap_or_default().with_timezone(&Local).naive_local())
     }
 
+    /// Its day: `2026-11-22`.
+    #[must_use]
+    pub fn day(self) -> String {
+        self.text().get(..10).and_then(|day| std::str::from_utf8(day).ok()).unwrap_or_default().to_owned()
+    }
+
     /// Now, in microseconds since 1970, UTC.
     #[must_use]
     pub fn micros_now() -> i64 {

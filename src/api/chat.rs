@@ -23,11 +23,11 @@ use crate::{
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
     },
     chat::{
-        ChatAnswer, ChatError, ChatRequest, OnDisconnect, OpenAiService, Opened,
+        self, ChatAnswer, ChatError, ChatRequest, OnDisconnect, OpenAiService, Opened,
         idempotency::{Claim, Outcome},
     },
     config::{MAX_TOKENS_LIMIT, is_model_name},
-    ids::{ConversationId, Owner},
+    ids::ConversationId,
     message::{Message, Role},
     state::AppState,
     timestamp::Timestamp,
@@ -73,7 +73,7 @@ async fn chat(
         let answer = answer(&state.service, &caller.0, request).await.map_err(failed)?;
         return Ok(answered(answer, Timestamp::now()));
     };
-    let claim = state.idempotency.claim(&caller.0, &key, &("chat", &request.chat, &request.conversation));
+    let claim = state.idempotency.claim(&caller.0.owner, &key, &("chat", &request.chat, &request.conversation));
     let (is_first, waiting) = match claim {
         Claim::First(ticket) => {
             let waiting = ticket.waiting();
@@ -96,10 +96,14 @@ async fn chat(
 }
 
 /// Answers a request, with or without a conversation.
-async fn answer(service: &OpenAiService, owner: &Owner, request: StreamRequest) -> Result<ChatAnswer, ChatError> {
+async fn answer(
+    service: &OpenAiService,
+    caller: &chat::Caller,
+    request: StreamRequest,
+) -> Result<ChatAnswer, ChatError> {
     match request.conversation {
-        Some(id) => service.chat(owner, id, request.chat).await,
-        None => service.chat_with_history(request.chat).await,
+        Some(id) => service.chat(caller, id, request.chat).await,
+        None => service.chat_with_history(caller, request.chat).await,
     }
 }
 
@@ -126,7 +130,7 @@ async fn as_stream(
     key: IdempotencyKey,
     request: StreamRequest,
 ) -> Result<Response, ApiError> {
-    let owner = caller.0.clone();
+    let owner = caller.0.owner.clone();
     let Begun { spent, id, is_replay } = stream::begin(&state, caller, key, request).await?;
     let response = match state.streams.open(id, &owner, None).await {
         Some(Opened::Reader(reader)) => (spent, stream::events(reader, state.closing.0.clone())).into_response(),

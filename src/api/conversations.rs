@@ -18,6 +18,7 @@ use crate::{
         saved::{CreateConversation, MessageList, SavedMessage},
         validation::{Issue, Loc},
     },
+    chat,
     conversations::{Conversation, Cursor, MAX_PAGE, StoredMessage},
     ids::ConversationId,
     state::AppState,
@@ -54,7 +55,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 )]
 async fn list(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     PageQuery { limit, cursor }: PageQuery,
 ) -> Result<Json<PageBody>, ApiError> {
     let page = state.service.conversations().list(&owner, cursor.as_ref(), limit).await?;
@@ -79,7 +80,7 @@ async fn list(
 )]
 async fn create(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     Json(request): Json<CreateConversation>,
 ) -> Result<Response, ApiError> {
     let CreateConversation { id, title, messages } = request;
@@ -96,7 +97,7 @@ async fn create(
 )]
 async fn read(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<WholeBody>, ApiError> {
     let conversations = state.service.conversations();
@@ -130,7 +131,7 @@ async fn read(
 )]
 async fn save(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
     Json(MessageList(messages)): Json<MessageList>,
 ) -> Result<Response, ApiError> {
@@ -150,7 +151,7 @@ async fn save(
 )]
 async fn delete(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<RemovedBody>, ApiError> {
     if !state.service.conversations().delete(&owner, id.clone()).await? {
@@ -171,7 +172,7 @@ async fn delete(
 )]
 async fn messages(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Response, ApiError> {
     let messages = state.service.load_conversation(&owner, &id).await?.ok_or(ApiError::ConversationNotFound)?;
@@ -191,7 +192,7 @@ async fn messages(
 )]
 async fn clear(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<RemovedBody>, ApiError> {
     if !state.service.clear_conversation(&owner, id.clone()).await? {
@@ -208,7 +209,7 @@ async fn clear(
 )]
 async fn summary(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<SummaryBody>, ApiError> {
     let summary = state.service.get_conversation_summary(&owner, &id).await?.ok_or(ApiError::ConversationNotFound)?;
@@ -236,7 +237,7 @@ async fn summary(
 )]
 async fn title(
     State(state): State<AppState>,
-    Caller(owner): Caller,
+    Caller(chat::Caller { owner, .. }): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<TitleBody>, ApiError> {
     let title = state.service.retitle(&owner, &id).await?.ok_or(ApiError::ConversationNotFound)?;

@@ -28,7 +28,17 @@ impl CrossOriginLayer {
             HeaderName::from_static("last-event-id"),
             REQUEST_ID,
         ];
-        let exposed = [REQUEST_ID, header::RETRY_AFTER, HeaderName::from_static("idempotent-replayed")];
+        let exposed = [
+            REQUEST_ID,
+            header::RETRY_AFTER,
+            HeaderName::from_static("idempotent-replayed"),
+            HeaderName::from_static("x-ratelimit-limit-requests"),
+            HeaderName::from_static("x-ratelimit-remaining-requests"),
+            HeaderName::from_static("x-ratelimit-reset-requests"),
+            HeaderName::from_static("x-ratelimit-limit-tokens"),
+            HeaderName::from_static("x-ratelimit-remaining-tokens"),
+            HeaderName::from_static("x-ratelimit-reset-tokens"),
+        ];
         let layer = CorsLayer::new()
             .allow_methods(methods)
             .allow_headers(headers)
@@ -57,6 +67,12 @@ impl<S> Layer<S> for CrossOriginLayer {
 pub(crate) struct CrossOrigin<S> {
     inner: S,
     cors: CorsLayer,
+}
+
+impl<S> CrossOrigin<S> {
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
 }
 
 impl<S, B> Service<Request<B>> for CrossOrigin<S>

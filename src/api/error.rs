@@ -14,9 +14,10 @@ use utoipa::ToSchema;
 
 use crate::{
     api::validation::Issue,
-    chat::{BeginError, Cause, ChatError, Failure},
+    chat::{BeginError, Cause, ChatError, Failure, OverLimit},
     conversations::StoreError,
     ids::RequestId,
+    limits::Standing,
     openai::{ConnectFailure, Stage, UpstreamError},
 };
 
@@ -36,6 +37,27 @@ pub(crate) enum ApiError {
     /// A conversation was not read or written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Nobody who is let in.
+    #[error("authentication is required")]
+    Unauthorized,
+    /// The address is not let in; for a while, if it is told how long.
+    #[error("this address is not allowed")]
+    AddressBlocked { retry_after: Option<Duration> },
+    /// More requests than the caller may make.
+    #[error("rate limit reached: too many requests")]
+    OverRequests { standing: Standing },
+    /// More tokens, or more running streams, than the caller may have.
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
+    /// More requests are being answered than the service takes on at once.
+    #[error("the service is busy")]
+    Overloaded { retry_after: Duration },
+    /// Not exactly one valid `Host`.
+    #[error("the request must have exactly one valid Host header")]
+    BadHost,
+    /// Two lengths of one body.
+    #[error("the request has both Content-Length and Transfer-Encoding")]
+    BadFraming,
     /// An address that is only for WebSockets, asked for anything else.
     #[error("this address is for WebSocket connections")]
     WebSocketRequired,
@@ -96,6 +118,13 @@ impl ApiError {
             Self::StreamNotFound => (StatusCode::NOT_FOUND, "stream_not_found"),
             Self::ConversationNotFound => (StatusCode::NOT_FOUND, "conversation_not_found"),
             Self::Store(error) => store_kind(error),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::AddressBlocked { .. } => (StatusCode::FORBIDDEN, "address_blocked"),
+            Self::OverRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+            Self::OverLimit(over) | Self::Chat { error: ChatError::OverLimit(over), .. } => over_kind(over),
+            Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::BadHost => (StatusCode::BAD_REQUEST, "bad_host"),
+            Self::BadFraming => (StatusCode::BAD_REQUEST, "bad_framing"),
             Self::WebSocketRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_required"),
             Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed"),
             Self::TooManyStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
@@ -120,6 +149,15 @@ impl ApiError {
         let error = match self {
             Self::Chat { error: ChatError::Upstream(error), .. } => error,
             Self::Store(StoreError::Unavailable) => return Some(STORE_RETRY_AFTER),
+            Self::AddressBlocked { retry_after } => return *retry_after,
+            Self::Overloaded { retry_after } => return Some(*retry_after),
+            Self::OverRequests { standing } => return Some(standing.retry_after),
+            Self::OverLimit(over) | Self::Chat { error: ChatError::OverLimit(over), .. } => {
+                return Some(match over {
+                    OverLimit::Tokens { standing, .. } => standing.retry_after,
+                    OverLimit::Streams { .. } => DEFAULT_RETRY_AFTER,
+                });
+            }
             Self::StreamLogFull => return Some(DEFAULT_RETRY_AFTER),
             _ => return None,
         };
@@ -174,9 +212,15 @@ impl ApiError {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
-        if matches!(self, Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted) {
+        if matches!(
+            self,
+            Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted | Self::BadFraming
+        ) {
             // What is left of the body would be read as the next request.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if matches!(self, Self::Unauthorized) {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if matches!(self, Self::WebSocketRequired) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -191,6 +235,13 @@ const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// What a caller is told to wait for a database that is away: it is asked again with every request.
 const STORE_RETRY_AFTER: Duration = Duration::from_secs(2);
+
+fn over_kind(over: &OverLimit) -> (StatusCode, &'static str) {
+    match over {
+        OverLimit::Tokens { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
+        OverLimit::Streams { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
+    }
+}
 
 fn store_kind(error: &StoreError) -> (StatusCode, &'static str) {
     match error {
@@ -207,6 +258,7 @@ impl From<BeginError> for ApiError {
         match error {
             BeginError::NoRoom => Self::StreamLogFull,
             BeginError::Store(error) => Self::Store(error),
+            BeginError::OverLimit(over) => Self::OverLimit(over),
         }
     }
 }

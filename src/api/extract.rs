@@ -1,7 +1,5 @@
 //! Extractors that reject with [`ApiError`], in FastAPI's form.
 
-use std::convert::Infallible;
-
 use axum::{
     body::Body,
     extract::{FromRef, FromRequest, FromRequestParts, Path, Request},
@@ -17,22 +15,55 @@ use tokio::time::timeout;
 use crate::{
     api::{
         error::ApiError,
+        guard::Identity,
         json_error::{self, Explanation},
         validation::{Fields, Issue, Loc, Object},
     },
+    chat,
     config::Limits,
     ids::{ConversationId, Owner, StreamId},
+    state::AppState,
 };
 
-/// Who asks. Callers are not told apart yet: everybody is the same one.
+/// Who asks. Without authentication everybody is the same one.
 #[derive(Clone, Debug)]
-pub(crate) struct Caller(pub(crate) Owner);
+pub(crate) struct Caller(pub(crate) chat::Caller);
 
 impl<S: Send + Sync> FromRequestParts<S> for Caller {
-    type Rejection = Infallible;
+    type Rejection = ApiError;
 
-    async fn from_request_parts(_: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(Owner::default()))
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        match parts.extensions.remove::<Identity>() {
+            // The guard is only asked when something is configured.
+            None => Ok(Self(chat::Caller::default())),
+            Some(Identity::Known(caller)) => Ok(Self(caller)),
+            // The guard lets a ticket in where [`StreamOwner`] is asked for, and nowhere else.
+            Some(Identity::TicketHolder(_)) => Err(ApiError::Unauthorized),
+        }
+    }
+}
+
+/// The stream that the path names, and whose word counts about it: its caller's, or that of whoever has its ticket.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamOwner {
+    pub(crate) id: StreamId,
+    pub(crate) owner: Owner,
+}
+
+impl FromRequestParts<AppState> for StreamOwner {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let StreamPath(id) = StreamPath::from_request_parts(parts, state).await?;
+        let owner = match parts.extensions.remove::<Identity>() {
+            None => Owner::default(),
+            Some(Identity::Known(caller)) => caller.owner,
+            Some(Identity::TicketHolder(ticket)) if ticket == id => {
+                state.streams.owner(id).await.ok_or(ApiError::StreamNotFound)?
+            }
+            Some(Identity::TicketHolder(_)) => return Err(ApiError::Unauthorized),
+        };
+        Ok(Self { id, owner })
     }
 }
 

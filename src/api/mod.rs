@@ -6,6 +6,7 @@ mod cors;
 mod docs;
 mod error;
 mod extract;
+mod guard;
 mod health;
 mod json_error;
 mod models;
@@ -13,9 +14,10 @@ mod observe;
 mod saved;
 mod socket;
 mod stream;
+mod usage;
 mod validation;
 
-use std::any::Any;
+use std::{any::Any, net::IpAddr};
 
 use axum::{
     Router,
@@ -27,16 +29,30 @@ use tower_http::catch_panic::{CatchPanic, CatchPanicLayer, ResponseForPanic};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::{config::AllowedOrigins, state::AppState};
+use crate::{
+    config::{AllowedOrigins, Docs},
+    state::AppState,
+};
 use cors::{CrossOrigin, CrossOriginLayer};
 use error::ApiError;
 pub(crate) use error::describe;
+use guard::{Guard, GuardLayer};
+pub(crate) use guard::{Rules, requests_quota, tokens_quota};
 use observe::{Observe, ObserveLayer};
 
 /// Every route, and every layer around them: what answers a request. Cheap to clone.
-pub(crate) type Api = Observe<CrossOrigin<CatchPanic<Router, Panicked>>>;
+pub(crate) type Api = Observe<CrossOrigin<CatchPanic<Guard<Router>, Panicked>>>;
 
-pub(crate) fn api(state: AppState, origins: &AllowedOrigins) -> Api {
+/// What decides who gets an answer.
+#[derive(Debug)]
+pub(crate) struct Doors<'a> {
+    pub(crate) origins: &'a AllowedOrigins,
+    pub(crate) rules: Rules,
+    pub(crate) docs: Docs,
+}
+
+pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
+    let Doors { origins, rules, docs } = doors;
     let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
         .merge(health::router())
         .merge(chat::router())
@@ -44,22 +60,35 @@ pub(crate) fn api(state: AppState, origins: &AllowedOrigins) -> Api {
         .merge(socket::router(origins))
         .merge(conversations::router())
         .merge(models::router())
+        .merge(usage::router())
         .split_for_parts();
-    let paths = document.paths.paths.keys().map(String::as_str).chain(docs::PATHS);
-    let paths: Vec<_> = paths.map(str::to_owned).collect();
-    layered(routes.merge(docs::router(&document)).with_state(state), &paths, origins)
+    let mut paths: Vec<_> = document.paths.paths.keys().cloned().collect();
+    let routes = if docs == Docs::On {
+        paths.extend(docs::PATHS.map(str::to_owned));
+        routes.merge(docs::router(&document))
+    } else {
+        routes
+    };
+    layered(routes.with_state(state), &paths, (origins, rules))
+}
+
+/// The same, for the connection of this peer.
+pub(crate) fn for_peer(mut api: Api, peer: IpAddr) -> Api {
+    api.get_mut().get_mut().get_mut().set_peer(peer);
+    api
 }
 
 /// What stands around the routes, and what answers where there is none.
 ///
 /// The layers are around the router and not in it, where each would be boxed anew for every route and cloned with it for
 /// every request. `paths` are the router's own, so that a request's can be named.
-fn layered(routes: Router, paths: &[String], origins: &AllowedOrigins) -> Api {
+fn layered(routes: Router, paths: &[String], (origins, rules): (&AllowedOrigins, Rules)) -> Api {
     let routes =
         routes.fallback(async || ApiError::NotFound).method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
     let catch_panic = CatchPanicLayer::custom(Panicked);
     // The first one sees a request first.
-    (ObserveLayer::new(paths), CrossOriginLayer::new(origins), catch_panic).layer(routes)
+    let guard = GuardLayer::new(rules, paths);
+    (ObserveLayer::new(paths), CrossOriginLayer::new(origins), catch_panic, guard).layer(routes)
 }
 
 /// Answers for a handler that panicked.
@@ -89,8 +118,17 @@ mod tests {
             panic!("canary")
         }
         let routes = Router::new().route("/broken", get(broken));
-        let app = layered(routes, &["/broken".into()], &AllowedOrigins::Any);
-        let request = Request::get("/broken").header("x-request-id", "panic-1").body(Body::empty()).unwrap();
+        let limiter = std::sync::Arc::new(crate::limits::MemoryLimiter::default());
+        let tickets = std::sync::Arc::new(crate::access::Tickets::random().unwrap());
+        let config = crate::config::Config::from_variables(&[("OPENAI_API_KEY".into(), "x".into())].into(), false);
+        let config = config.unwrap();
+        let rules = Rules::new(&config.access, &config.rate_limits, limiter, tickets);
+        let app = layered(routes, &["/broken".into()], (&AllowedOrigins::Any, rules));
+        let request = Request::get("/broken")
+            .header("host", "localhost")
+            .header("x-request-id", "panic-1")
+            .body(Body::empty())
+            .unwrap();
         let response = app.oneshot(request).await.unwrap();
         assert_eq!(response.status(), 500);
         let body = response.into_body().collect().await.unwrap().to_bytes();

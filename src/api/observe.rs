@@ -14,7 +14,7 @@ use std::{
 use axum::{
     BoxError,
     body::{Body, HttpBody},
-    http::{HeaderName, HeaderValue, Method, Request},
+    http::{HeaderName, HeaderValue, Method, Request, header},
     response::{IntoResponseParts, Response, ResponseParts},
 };
 use bytes::Bytes;
@@ -83,6 +83,12 @@ pub(crate) struct Observe<S> {
     inner: S,
     ids: Arc<RequestIds>,
     routes: Arc<Routes>,
+}
+
+impl<S> Observe<S> {
+    pub(crate) fn get_mut(&mut self) -> &mut S {
+        &mut self.inner
+    }
 }
 
 impl<S> std::fmt::Debug for Observe<S> {
@@ -154,9 +160,14 @@ struct Line {
 impl Line {
     /// The response with its id, and with a body if it is an error's.
     fn finish(&mut self, mut response: Response) -> Response {
+        let headers = response.headers_mut();
         if let Ok(id) = HeaderValue::from_str(self.request_id.as_str()) {
-            response.headers_mut().insert(REQUEST_ID, id);
+            headers.insert(REQUEST_ID, id);
         }
+        // Answers are what they say they are, tell other sites nothing of where they were read, and stand in no frame.
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
         let error = response.extensions_mut().remove::<ApiError>();
         if let Some(error) = &error {
             error.write(&self.request_id, &mut response);

@@ -49,6 +49,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// How long a client has to answer a close frame.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// The protocol that a client may offer, beside `bearer.<token>`.
+const PROTOCOL: &str = "ai-service";
+
 /// Most streams that one socket follows at once.
 const MAX_STREAMS: usize = 100;
 
@@ -105,7 +108,8 @@ async fn socket(
     if !is_allowed(&settings.origins, &parts.headers) {
         return Err(ApiError::OriginNotAllowed);
     }
-    let upgrade = upgrade.map_err(|_| ApiError::WebSocketRequired)?;
+    // A browser that says who it is in a protocol wants to hear one that it offered.
+    let upgrade = upgrade.map_err(|_| ApiError::WebSocketRequired)?.protocols([PROTOCOL]);
     let limit = state.limits.body_bytes;
     let upgrade = upgrade.max_message_size(limit).max_frame_size(limit);
     let upgrade = upgrade.read_buffer_size(BUFFER_BYTES).write_buffer_size(BUFFER_BYTES);
@@ -314,7 +318,7 @@ impl Session {
         let granted = match request {
             Request::Chat(request) => self.chat(*request).await,
             Request::Resume { id: Some(id), cursor } => self.resume(id, cursor).await,
-            Request::Stop { id: Some(id) } if self.state.streams.cancel(id, &self.caller.0).await => {
+            Request::Stop { id: Some(id) } if self.state.streams.cancel(id, &self.caller.0.owner).await => {
                 Ok(Granted::Done(id))
             }
             Request::Resume { .. } | Request::Stop { .. } => Err(ApiError::StreamNotFound),
@@ -324,10 +328,14 @@ impl Session {
 
     async fn chat(&mut self, request: StreamRequest) -> Result<Granted, ApiError> {
         self.room_for(None)?;
+        // Over HTTP the guard has counted it.
+        if let Some(standing) = self.state.requests.take(&self.caller.0.who, 1).await.filter(|it| !it.is_allowed) {
+            return Err(ApiError::OverRequests { standing });
+        }
         let Begun { spent, id, .. } =
             begin(&self.state, self.caller.clone(), IdempotencyKey::default(), request).await?;
         tracing::info!(stream_id = %id, model = spent.model, "socket request");
-        match self.state.streams.open(id, &self.caller.0, None).await {
+        match self.state.streams.open(id, &self.caller.0.owner, None).await {
             Some(Opened::Reader(reader)) => self.follow(id, reader),
             Some(Opened::NothingLeft) | None => return Err(ApiError::Internal),
         }
@@ -336,7 +344,7 @@ impl Session {
 
     async fn resume(&mut self, id: StreamId, cursor: Option<Seq>) -> Result<Granted, ApiError> {
         self.room_for(Some(id))?;
-        match self.state.streams.open(id, &self.caller.0, cursor).await.ok_or(ApiError::StreamNotFound)? {
+        match self.state.streams.open(id, &self.caller.0.owner, cursor).await.ok_or(ApiError::StreamNotFound)? {
             Opened::Reader(reader) => {
                 self.follow(id, reader);
                 Ok(Granted::Done(id))
@@ -407,8 +415,10 @@ mod tests {
     use super::*;
     use crate::{
         api::describe,
-        chat::{ChatStreams, ModelCatalog, OpenAiService, idempotency::Idempotency},
-        config::Config,
+        chat::{ChatStreams, ModelCatalog, OpenAiService, UsageRecorder, idempotency::Idempotency},
+        config::{Config, Database},
+        conversations::Conversations,
+        limits::{Limited, MemoryLimiter},
         openai::Client,
         state::{Closing, Handles, Sockets},
         streams::{MemoryLog, MemoryLogLimits},
@@ -436,6 +446,9 @@ mod tests {
             idempotency: Idempotency::default(),
             tasks: tasks.clone(),
             limits: config.limits,
+            usage: UsageRecorder::new(Conversations::open(&Database::SqliteInMemory).await.unwrap()),
+            requests: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
+            tickets: None,
         });
         let settings = Settings { origins: AllowedOrigins::Any, ping: PING, silence: SILENCE };
         let (router, _) = with(settings).with_state(state).split_for_parts();

@@ -21,7 +21,7 @@ use crate::{
         chat::{ChatBody, StreamRequest, UsageBody, marked},
         docs::{BodyErrors, IdempotencyKeyParam, PlainErrors, StreamErrors, StreamStartErrors},
         error::ApiError,
-        extract::{Caller, IdempotencyKey, Json, StreamPath},
+        extract::{Caller, IdempotencyKey, Json, StreamOwner},
         observe::Spent,
     },
     chat::{
@@ -63,7 +63,8 @@ async fn start(
     Json(request): Json<StreamRequest>,
 ) -> Result<Response, ApiError> {
     let Begun { spent, id, is_replay } = begin(&state, caller, key, request).await?;
-    let response = (spent, Json(StartedBody { stream_id: id, status: "started" })).into_response();
+    let stream_url = state.tickets.as_ref().map(|tickets| format!("/chat/stream/{id}?ticket={}", tickets.issue(id)));
+    let response = (spent, Json(StartedBody { stream_id: id, status: "started", stream_url })).into_response();
     Ok(marked(response, is_replay))
 }
 
@@ -77,12 +78,12 @@ pub(crate) struct Begun {
 /// Begins a stream, for either of the routes that can.
 pub(crate) async fn begin(
     state: &AppState,
-    Caller(owner): Caller,
+    Caller(caller): Caller,
     key: IdempotencyKey,
     request: StreamRequest,
 ) -> Result<Begun, ApiError> {
     let spent = Spent { model: state.service.model_for(&request.chat).to_owned(), usage: None };
-    let ticket = match key.0.map(|key| state.idempotency.claim(&owner, &key, &("stream", &request))) {
+    let ticket = match key.0.map(|key| state.idempotency.claim(&caller.owner, &key, &("stream", &request))) {
         None => None,
         Some(Claim::First(ticket)) => Some(ticket),
         Some(Claim::Other) => return Err(ApiError::IdempotencyKeyReused),
@@ -90,6 +91,7 @@ pub(crate) async fn begin(
             return match waiting.outcome().await {
                 Some(Outcome::Stream(id)) => Ok(Begun { spent, id, is_replay: true }),
                 Some(Outcome::Failed(ChatError::Store(error))) => Err(error.into()),
+                Some(Outcome::Failed(ChatError::OverLimit(over))) => Err(over.into()),
                 // The first could not begin for want of room.
                 _ => Err(ApiError::StreamLogFull),
             };
@@ -98,13 +100,14 @@ pub(crate) async fn begin(
     let StreamRequest { chat, conversation, on_disconnect } = request;
     let (service, streams) = (&state.service, &state.streams);
     let begun = match conversation {
-        Some(conversation) => service.chat_stream(streams, owner, conversation, (chat, on_disconnect)).await,
-        None => service.chat_stream_with_history(streams, owner, chat, on_disconnect).await,
+        Some(conversation) => service.chat_stream(streams, &caller, conversation, (chat, on_disconnect)).await,
+        None => service.chat_stream_with_history(streams, &caller, chat, on_disconnect).await,
     };
     if let Some(ticket) = ticket {
         match &begun {
             Ok(id) => ticket.settle(Outcome::Stream(*id)),
             Err(BeginError::Store(error)) => ticket.settle(Outcome::Failed((*error).into())),
+            Err(BeginError::OverLimit(over)) => ticket.settle(Outcome::Failed((*over).into())),
             Err(BeginError::NoRoom) => drop(ticket),
         }
     }
@@ -135,8 +138,7 @@ pub(crate) async fn begin(
 )]
 async fn read(
     State(state): State<AppState>,
-    Caller(owner): Caller,
-    StreamPath(id): StreamPath,
+    StreamOwner { id, owner }: StreamOwner,
     reading: Reading,
 ) -> Result<Response, ApiError> {
     match reading {
@@ -189,8 +191,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
 )]
 async fn stop(
     State(streams): State<ChatStreams>,
-    Caller(owner): Caller,
-    StreamPath(id): StreamPath,
+    StreamOwner { id, owner }: StreamOwner,
 ) -> Result<Json<StoppedBody>, ApiError> {
     if streams.cancel(id, &owner).await {
         Ok(Json(StoppedBody { message: "스트리밍이 중단되었습니다", stream_id: id }))
@@ -293,12 +294,20 @@ pub(crate) const EVENTS: &str = "retry: 1000\n\n\
 
 /// A stream that has begun.
 #[derive(Serialize, ToSchema)]
-#[schema(as = StreamStarted, example = json!({"stream_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2", "status": "started"}))]
+#[schema(as = StreamStarted, example = json!({
+    "stream_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2", "status": "started",
+    "stream_url": "/chat/stream/3e458467-c21f-4429-a90d-e0d2f496e3b2?ticket=mYbXgk2V0c1vWqjPzHn4aQ",
+}))]
 struct StartedBody {
     #[schema(value_type = String, format = "uuid")]
     stream_id: StreamId,
     /// `started`
     status: &'static str,
+    /// Only there when callers authenticate: where the stream can be read and stopped, as long as there is one, by
+    /// whoever cannot send headers, such as a browser's EventSource.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    stream_url: Option<String>,
 }
 
 /// A stream that was stopped.
@@ -402,9 +411,9 @@ mod tests {
         let service = crate::chat::OpenAiService::in_memory(client, &config, &tasks).await;
         // Opening the database takes real time, which a paused clock would jump over.
         tokio::time::pause();
-        let owner = Owner::default();
+        let (owner, caller) = (Owner::default(), crate::chat::Caller::default());
         let request = crate::chat::ChatRequest { message: "x".into(), ..Default::default() };
-        let id = service.chat_stream_with_history(&streams, owner.clone(), request, Default::default()).await.unwrap();
+        let id = service.chat_stream_with_history(&streams, &caller, request, Default::default()).await.unwrap();
         let Some(Opened::Reader(reader)) = streams.open(id, &owner, None).await else { panic!() };
 
         let started = Instant::now();

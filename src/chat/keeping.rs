@@ -62,7 +62,7 @@ impl Keeping {
 
 /// Makes a title and stores it, unless somebody else has given one in the meantime.
 async fn make_title(service: &OpenAiService, owner: &Owner, id: ConversationId, conversation: &[Message]) {
-    let title = service.generate_title(conversation).await;
+    let title = service.generate_title(owner, conversation).await;
     if title == UNTITLED {
         // Shown without one; it may be asked for later.
         return;

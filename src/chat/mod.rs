@@ -4,14 +4,18 @@ mod catalog;
 mod history;
 pub mod idempotency;
 mod keeping;
+mod metering;
 mod pump;
 mod streams;
 mod title;
+mod usage;
 
 pub use catalog::{ListedModel, ModelCatalog};
+pub use metering::{Caller, Metering, MeteringSettings, OverLimit};
 pub use pump::{Cause, Describe, Failure, MAX_TEXT_BYTES};
 pub use streams::{ChatStreams, OnDisconnect, Opened, Reader, Snapshot};
 pub use title::UNTITLED;
+pub use usage::{UsageRecorder, UsageReport};
 
 use std::{
     hash::{Hash, Hasher},
@@ -32,6 +36,7 @@ use crate::{
 use history::History;
 use keeping::Keeping;
 use streams::Beginning;
+use usage::Outcome;
 
 /// A question with everything that bears on its answer. `None` means the configured default.
 #[derive(Clone, Debug, Default)]
@@ -72,6 +77,8 @@ pub enum ChatError {
     /// The conversation was not read, or the turn was not stored.
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
 }
 
 /// A stream that was not begun.
@@ -81,6 +88,8 @@ pub enum BeginError {
     NoRoom,
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    OverLimit(#[from] OverLimit),
 }
 
 impl From<CreateError> for BeginError {
@@ -100,21 +109,27 @@ struct Inner {
     conversations: Conversations,
     history: History,
     auto_title: bool,
+    metering: Metering,
     tasks: TaskTracker,
 }
 
+/// What the service stands on besides its upstream.
+#[derive(Clone, Debug)]
+pub struct Ground {
+    pub conversations: Conversations,
+    pub metering: Metering,
+    pub counter: TokenCounter,
+    /// Runs what goes on behind an answer.
+    pub tasks: TaskTracker,
+}
+
 impl OpenAiService {
-    /// `tasks` runs what goes on behind an answer.
     #[must_use]
-    pub fn new(
-        client: Arc<Client>,
-        defaults: Defaults,
-        conversations: Conversations,
-        settings: &config::Conversations,
-        tasks: TaskTracker,
-    ) -> Self {
-        let history = History::new(conversations.clone(), TokenCounter::default(), settings.history_max_tokens);
-        Self(Arc::new(Inner { client, defaults, conversations, history, auto_title: settings.auto_title, tasks }))
+    pub fn new(client: Arc<Client>, defaults: Defaults, settings: &config::Conversations, ground: Ground) -> Self {
+        let Ground { conversations, metering, counter, tasks } = ground;
+        let history = History::new(conversations.clone(), counter, settings.history_max_tokens);
+        let auto_title = settings.auto_title;
+        Self(Arc::new(Inner { client, defaults, conversations, history, auto_title, metering, tasks }))
     }
 
     /// The model that answers `request`.
@@ -127,15 +142,16 @@ impl OpenAiService {
     /// messages stand before it; what `request` says of a history is not looked at.
     ///
     /// # Errors
-    /// The upstream gave no complete answer, or the conversation cannot be read or written. Nothing was stored.
+    /// The upstream gave no complete answer, the conversation cannot be read or written, or the caller is over a limit.
+    /// Nothing was stored.
     pub async fn chat(
         &self,
-        owner: &Owner,
+        caller: &Caller,
         id: ConversationId,
         mut request: ChatRequest,
     ) -> Result<ChatAnswer, ChatError> {
-        let keeping = self.recall(owner, id, &mut request).await?;
-        let answer = self.chat_with_history(request).await?;
+        let keeping = self.recall(&caller.owner, id, &mut request).await?;
+        let answer = self.chat_with_history(caller, request).await?;
         keeping.keep(answer.text.clone(), answer.usage, false).await?;
         Ok(answer)
     }
@@ -143,59 +159,73 @@ impl OpenAiService {
     /// Answers a message that has a history. Upstream gets `[system?, …history, user]`.
     ///
     /// # Errors
-    /// The upstream gave no complete answer.
-    pub async fn chat_with_history(&self, request: ChatRequest) -> Result<ChatAnswer, ChatError> {
+    /// The upstream gave no complete answer, or the caller is over a limit.
+    pub async fn chat_with_history(&self, caller: &Caller, request: ChatRequest) -> Result<ChatAnswer, ChatError> {
         let model = self.model_for(&request).to_owned();
         let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
         let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
         let messages = messages(request);
+        let bill = self.0.metering.open(caller, &model, &messages, max_tokens).await?;
         let completion = Completion { model: &model, messages: &messages, temperature, max_tokens };
-        let answer = self.0.client.complete(&completion).await?;
-        Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
+        match self.0.client.complete(&completion).await {
+            Ok(answer) => {
+                bill.settle(Outcome::Done, answer.usage, &answer.text);
+                Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
+            }
+            Err(error) => {
+                bill.settle(Outcome::Failed, None, "");
+                Err(error.into())
+            }
+        }
     }
 
     /// Begins to answer a message of a stored conversation, as [`OpenAiService::chat`] does. Both are stored before the
     /// stream says that it has ended; when somebody stops it, with the text so far.
     ///
     /// # Errors
-    /// There is no room for another stream, or the conversation cannot be read.
+    /// There is no room for another stream, the conversation cannot be read, or the caller is over a limit.
     pub async fn chat_stream(
         &self,
         streams: &ChatStreams,
-        owner: Owner,
+        caller: &Caller,
         id: ConversationId,
         (mut request, on_disconnect): (ChatRequest, OnDisconnect),
     ) -> Result<StreamId, BeginError> {
-        let keeping = self.recall(&owner, id, &mut request).await?;
-        let beginning = self.beginning(owner, request, on_disconnect);
+        let keeping = self.recall(&caller.owner, id, &mut request).await?;
+        let beginning = self.beginning(caller, request, on_disconnect).await?;
         Ok(streams.begin(Arc::clone(&self.0.client), Beginning { keeping: Some(keeping), ..beginning }).await?)
     }
 
     /// Begins to answer a message that has a history, and returns at once. The answer is read from `streams`.
     ///
     /// # Errors
-    /// There is no room for another stream.
+    /// There is no room for another stream, or the caller is over a limit.
     pub async fn chat_stream_with_history(
         &self,
         streams: &ChatStreams,
-        owner: Owner,
+        caller: &Caller,
         request: ChatRequest,
         on_disconnect: OnDisconnect,
     ) -> Result<StreamId, BeginError> {
-        let beginning = self.beginning(owner, request, on_disconnect);
+        let beginning = self.beginning(caller, request, on_disconnect).await?;
         Ok(streams.begin(Arc::clone(&self.0.client), beginning).await?)
     }
 
-    fn beginning(&self, owner: Owner, request: ChatRequest, on_disconnect: OnDisconnect) -> Beginning {
-        Beginning {
-            owner,
-            on_disconnect,
-            model: self.model_for(&request).to_owned(),
-            temperature: request.temperature.unwrap_or(self.0.defaults.temperature),
-            max_tokens: request.max_tokens.unwrap_or(self.0.defaults.max_tokens),
-            messages: messages(request),
-            keeping: None,
-        }
+    async fn beginning(
+        &self,
+        caller: &Caller,
+        request: ChatRequest,
+        on_disconnect: OnDisconnect,
+    ) -> Result<Beginning, OverLimit> {
+        let slot = self.0.metering.slot(caller)?;
+        let model = self.model_for(&request).to_owned();
+        let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
+        let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
+        let messages = messages(request);
+        let bill = self.0.metering.open(caller, &model, &messages, max_tokens).await?;
+        let owner = caller.owner.clone();
+        let (keeping, bill) = (None, Some(bill));
+        Ok(Beginning { owner, on_disconnect, model, messages, temperature, max_tokens, keeping, bill, slot })
     }
 
     /// Puts the stored messages before the new one. What would keep the turn from being stored is found out here,
@@ -218,8 +248,11 @@ impl OpenAiService {
     }
 
     /// A short title for a conversation, in its own language; [`UNTITLED`] when none can be made.
-    pub async fn generate_title(&self, conversation: &[Message]) -> String {
-        title::generate(&self.0.client, &self.0.defaults.model, conversation).await
+    /// What it costs is the owner's.
+    pub async fn generate_title(&self, owner: &Owner, conversation: &[Message]) -> String {
+        let (title, usage) = title::generate(&self.0.client, &self.0.defaults.model, conversation).await;
+        self.0.metering.record(owner, usage);
+        title
     }
 
     /// Makes a title for a stored conversation and stores it. `None`: the owner has no such conversation.
@@ -231,7 +264,7 @@ impl OpenAiService {
             return Ok(None);
         }
         let (conversation, _) = self.0.history.load(owner, id, &self.0.defaults.model).await?;
-        let title = self.generate_title(&conversation).await;
+        let title = self.generate_title(owner, &conversation).await;
         // What stands for a title must not take the place of one.
         let only_first = title == UNTITLED;
         self.0.conversations.set_title(owner, id.clone(), title.clone(), only_first).await?;
@@ -309,7 +342,13 @@ impl OpenAiService {
     /// The service as `config` has it, with conversations in memory.
     pub(crate) async fn in_memory(client: Arc<Client>, config: &config::Config, tasks: &TaskTracker) -> Self {
         let conversations = Conversations::open(&config::Database::SqliteInMemory).await.unwrap();
-        Self::new(client, config.defaults.clone(), conversations, &config.conversations, tasks.clone())
+        let counter = TokenCounter::default();
+        let limiter = Arc::new(crate::limits::MemoryLimiter::default());
+        let settings = MeteringSettings { limiter, tokens: None, streams: None };
+        let usage = UsageRecorder::new(conversations.clone());
+        let metering = Metering::new(settings, counter.clone(), usage, tasks.clone());
+        let ground = Ground { conversations, metering, counter, tasks: tasks.clone() };
+        Self::new(client, config.defaults.clone(), &config.conversations, ground)
     }
 }
 

@@ -16,7 +16,7 @@ use std::{future::pending, sync::Arc};
 use tokio::sync::oneshot;
 
 use crate::{
-    chat::{keeping::Keeping, streams::Beginning},
+    chat::{keeping::Keeping, metering::Bill, streams::Beginning, usage},
     conversations::StoreError,
     ids::StreamId,
     message::Usage,
@@ -73,6 +73,7 @@ pub(super) struct Pump {
     pub(super) stopped: oneshot::Receiver<Stop>,
     /// Stores the turn, if the stream has a conversation.
     pub(super) keeping: Option<Keeping>,
+    pub(super) bill: Option<Bill>,
 }
 
 /// How production ended, short of the last entry.
@@ -86,6 +87,19 @@ enum Outcome {
     Fenced,
     /// More text than a stream may have.
     TooLarge,
+}
+
+impl Outcome {
+    /// How that counts, and what the upstream said of it. `text` is what there is of the answer.
+    fn for_the_bill(&self, text: &str) -> (usage::Outcome, Option<Usage>) {
+        match self {
+            Self::Complete(ending) => (usage::Outcome::Done, ending.usage),
+            Self::Failed(_) if text.is_empty() => (usage::Outcome::Failed, None),
+            Self::Failed(_) | Self::Stopped(Stop::Shutdown) | Self::TooLarge => (usage::Outcome::Cut, None),
+            Self::Stopped(Stop::Ended) | Self::Fenced => (usage::Outcome::Cancelled, None),
+            Self::Stopped(Stop::NobodyLeft) | Self::Orphaned => (usage::Outcome::Left, None),
+        }
+    }
 }
 
 impl Pump {
@@ -164,6 +178,10 @@ impl Pump {
 
     /// Writes the last entry. False: somebody else has.
     async fn end(&mut self, outcome: Outcome) -> bool {
+        if let Some(bill) = self.bill.take() {
+            let (how, usage) = outcome.for_the_bill(&self.text);
+            bill.settle(how, usage, &self.text);
+        }
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();
         let last = self.encoder.last();

@@ -10,10 +10,12 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     chat::{
         keeping::Keeping,
+        metering::Bill,
         pump::{Describe, Pump, Stop},
     },
     config::Streams,
     ids::{Owner, StreamId},
+    limits::Slot,
     message::{Message, Usage},
     openai::Client,
     streams::{
@@ -43,6 +45,11 @@ pub(super) struct Beginning {
     pub(super) max_tokens: u32,
     /// Stores the turn, if it belongs to a conversation.
     pub(super) keeping: Option<Keeping>,
+    /// Taken by the producer, which knows how the stream ends.
+    pub(super) bill: Option<Bill>,
+    /// Held while the stream runs.
+    #[expect(dead_code, reason = "it is there to be held")]
+    pub(super) slot: Option<Slot>,
 }
 
 /// How long stopping waits for the turn to be stored.
@@ -99,7 +106,7 @@ impl ChatStreams {
     }
 
     /// Begins a stream. Its producer runs until the end, whoever reads.
-    pub(super) async fn begin(&self, client: Arc<Client>, beginning: Beginning) -> Result<StreamId, CreateError> {
+    pub(super) async fn begin(&self, client: Arc<Client>, mut beginning: Beginning) -> Result<StreamId, CreateError> {
         let id = StreamId::random();
         let mut encoder = Encoder::behind(0);
         encoder.push(&Event::Start { stream_id: id });
@@ -110,8 +117,9 @@ impl ChatStreams {
         let settled = keeping.as_ref().map(|_| CancellationToken::new());
         let is_settled = settled.clone().map(CancellationToken::drop_guard);
         self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false, settled });
-        let log = Arc::clone(&self.0.log);
-        let mut pump = Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping };
+        let (log, bill) = (Arc::clone(&self.0.log), beginning.bill.take());
+        let mut pump =
+            Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping, bill };
         let streams = self.clone();
         self.0.tasks.spawn(async move {
             let orphan = streams.0.orphan;
@@ -227,6 +235,11 @@ impl ChatStreams {
         let running: Vec<_> = self.0.running.iter().map(|running| *running.key()).collect();
         running.iter().for_each(|id| self.stop(*id, Stop::Shutdown));
         running.len()
+    }
+
+    /// Whose stream it is. `None`: there is no such stream.
+    pub async fn owner(&self, id: StreamId) -> Option<Owner> {
+        self.0.log.state(id).await.map(|state| state.owner)
     }
 
     async fn owned(&self, id: StreamId, owner: &Owner) -> Option<State> {

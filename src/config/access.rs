@@ -95,6 +95,14 @@ pub struct RateLimits {
     pub in_flight: usize,
 }
 
+impl RateLimits {
+    /// Whether there is a limit for which callers must be told apart.
+    #[must_use]
+    pub fn needs_callers(&self) -> bool {
+        self.requests_per_minute.is_some() || self.tokens_per_minute.is_some() || self.concurrent_streams.is_some()
+    }
+}
+
 /// Shortest secret for HS256, in bytes: RFC 7518 asks for as many as the hash has.
 const MIN_SECRET_BYTES: usize = 32;
 

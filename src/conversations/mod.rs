@@ -12,9 +12,11 @@
 mod database;
 mod error;
 mod queries;
+mod usage;
 mod writer;
 
 pub use error::{OpenError, StoreError};
+pub use usage::{UsageBatch, UsageRow, Used};
 
 use std::sync::Arc;
 
@@ -317,6 +319,22 @@ impl Conversations {
     ) -> Result<bool, StoreError> {
         let write = Write::Title { owner: owner.clone(), id, title, only_first };
         Ok(self.write(write).await? == Done::Yes)
+    }
+
+    /// Adds what callers have used up, once for each number of a batch.
+    ///
+    /// # Errors
+    /// The database cannot be written; whether it was, is not always known.
+    pub async fn add_usage(&self, batch: UsageBatch) -> Result<(), StoreError> {
+        self.write(Write::Usage(batch)).await.map(|_| ())
+    }
+
+    /// What `owner` has used from the day `first` to the day `last`, both included, as far as it was added.
+    ///
+    /// # Errors
+    /// The database cannot be asked.
+    pub async fn used(&self, owner: &Owner, first: &str, last: &str) -> Result<Used, StoreError> {
+        self.0.connections.reading(usage::used(self.pool(), owner, first, last)).await
     }
 
     /// Whether writing works: refuses what the next write would be refused with.

@@ -41,6 +41,8 @@ macro_rules! within {
     };
 }
 
+pub(super) use {on, within};
+
 /// The columns of a [`Conversation`], in the order of [`ConversationRow`].
 macro_rules! select_conversation {
     ($rest:literal) => {
@@ -390,7 +392,8 @@ fn damaged(what: &'static str) -> sqlx::Error {
     sqlx::Error::Decode(format!("{what} is not one").into())
 }
 
-fn count(number: i64) -> u64 {
+/// A number that counts something.
+pub(super) fn count(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }
 

@@ -16,10 +16,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     conversations::{
-        Appended, Saved, StoredMessage, Turn,
+        Appended, Saved, StoredMessage, Turn, UsageBatch,
         database::{Connections, Pool, Transaction},
         error::StoreError,
-        queries,
+        queries, usage,
     },
     ids::{ConversationId, Owner},
 };
@@ -63,6 +63,7 @@ pub(super) enum Write {
         title: String,
         only_first: bool,
     },
+    Usage(UsageBatch),
     /// Nothing, but as if it were something.
     Probe,
 }
@@ -216,6 +217,10 @@ async fn apply(transaction: &mut Transaction, write: &Write) -> Result<Done, sql
         Write::Delete { owner, id } => yes(queries::delete(transaction, owner, id).await?),
         Write::Title { owner, id, title, only_first } => {
             yes(queries::set_title(transaction, owner, id, title, *only_first).await?)
+        }
+        Write::Usage(batch) => {
+            usage::add(transaction, batch).await?;
+            Done::Yes
         }
         Write::Probe => {
             queries::probe(transaction).await?;

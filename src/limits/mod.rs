@@ -10,7 +10,7 @@ mod slots;
 pub use memory::MemoryLimiter;
 pub use slots::{Slot, Slots};
 
-use std::{fmt, pin::Pin, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 /// What may be used up in a minute, and at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,4 +59,18 @@ pub trait RateLimiter: Send + Sync + fmt::Debug {
 
     /// Corrects what was taken: `taken` was asked for, and `used` was used. Takes even what is not there.
     fn settle<'a>(&'a self, who: &'a str, quota: Quota, taken: u64, used: u64) -> Pending<'a, Result<(), LimiterAway>>;
+}
+
+/// One quota of one limiter; without a quota there is no limit.
+#[derive(Clone, Debug)]
+pub struct Limited {
+    pub limiter: Arc<dyn RateLimiter>,
+    pub quota: Option<Quota>,
+}
+
+impl Limited {
+    /// Takes `amount` for `who`. `None`: there is no limit, or the limiter is away; it protects the purse, not the data.
+    pub async fn take(&self, who: &str, amount: u64) -> Option<Standing> {
+        self.limiter.take(who, self.quota?, amount).await.ok()
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{IpAddr, Ipv4Addr},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -22,7 +23,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::{api::Api, config::Limits, state::Place};
+use crate::{
+    api::{Api, for_peer},
+    config::Limits,
+    state::Place,
+};
 
 /// Most bytes of a request's head.
 const MAX_HEAD_BYTES: usize = 32 * 1024;
@@ -63,9 +68,11 @@ impl ConnectionServer {
         // A peer whose network is gone acknowledges nothing.
         #[cfg(target_os = "linux")]
         let _ = socket.set_tcp_user_timeout(Some(self.write_time));
+        let peer = stream.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip());
+        let api = for_peer(self.api, peer);
         let stream = Progressing { stream, limit: self.write_time, stuck: None };
         let connection =
-            self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(Placed { api: self.api, place }));
+            self.http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(Placed { api, place }));
         // WebSockets take the connection over. In a box: this future would hold it twice.
         let mut connection = Box::pin(connection.with_upgrades());
         let ended = tokio::select! {

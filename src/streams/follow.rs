@@ -1,10 +1,10 @@
 //! Reading a stream from a cursor to its end: replay, then live, from one source of order.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{
-    sync::Notify,
+    sync::{Notify, futures::OwnedNotified},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -23,6 +23,10 @@ pub struct Follow {
     id: StreamId,
     cursor: Seq,
     wake: Arc<Notify>,
+    /// Armed before the last read: until it fires, there is nothing that was not read.
+    notified: Pin<Box<OwnedNotified>>,
+    /// Whether the last read has shown that there is nothing more.
+    is_drained: bool,
     /// One timer for the reader's whole life: setting one up for every wait would cost more than the wait.
     poll: Interval,
     ended: bool,
@@ -45,7 +49,8 @@ impl Follow {
         let wake = log.watch(id).await?;
         let mut poll = interval_at(Instant::now() + POLL, POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Some(Self { log, id, cursor, wake, poll, ended: false })
+        let notified = Box::pin(Arc::clone(&wake).notified_owned());
+        Some(Self { log, id, cursor, wake, notified, is_drained: false, poll, ended: false })
     }
 
     /// The last entry that was handed out.
@@ -57,11 +62,21 @@ impl Follow {
     /// The next entries, as soon as there are any. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Followed {
         loop {
+            if self.is_drained && !self.ended {
+                // A lost hint costs one period.
+                tokio::select! {
+                    biased;
+                    () = self.notified.as_mut() => {}
+                    _ = self.poll.tick() => {}
+                }
+            }
             // Before the read: what comes in between has notified it by the time it is waited for.
-            let notified = self.wake.notified();
+            self.notified.set(Arc::clone(&self.wake).notified_owned());
+            self.is_drained = false;
             let Some(slice) = self.log.read(self.id, self.cursor).await else {
                 return Followed::Gone;
             };
+            self.is_drained = slice.is_last;
             if !slice.pieces.is_empty() {
                 self.cursor = slice.last;
                 self.ended = slice.at_end;
@@ -70,12 +85,6 @@ impl Follow {
             if slice.at_end {
                 self.ended = true;
                 return Followed::End(slice.status);
-            }
-            // A lost hint costs one period.
-            tokio::select! {
-                biased;
-                () = notified => {}
-                _ = self.poll.tick() => {}
             }
         }
     }

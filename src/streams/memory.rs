@@ -196,8 +196,9 @@ impl Session {
         }
         let read = self.ends.partition_point(|end| *end <= from);
         let last = Seq::try_from(read).unwrap_or(Seq::MAX);
-        let at_end = self.status.is_ended() && last == self.last();
-        Slice { pieces, last, status: self.status, at_end }
+        let is_last = last == self.last();
+        let at_end = self.status.is_ended() && is_last;
+        Slice { pieces, last, status: self.status, at_end, is_last }
     }
 }
 

@@ -96,6 +96,8 @@ pub struct Slice {
     /// How the stream stood, and whether `last` is its last entry.
     pub status: Status,
     pub at_end: bool,
+    /// Whether `last` was the last entry so far.
+    pub is_last: bool,
 }
 
 /// A future without a name, so that a log can be chosen at run time.

@@ -58,7 +58,7 @@ async fn every_operation_has_a_summary_examples_and_its_errors() {
             assert!(common.iter().chain(chats).all(|status| responses.contains_key(*status)), "{name}");
         }
     }
-    assert_eq!(count, 17);
+    assert_eq!(count, 18);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-const RANKS: [(&str, u8); 16] = [
+const RANKS: [(&str, u8); 18] = [
     ("main", 7),
     ("server", 6),
     ("api", 5),
@@ -12,6 +12,8 @@ const RANKS: [(&str, u8); 16] = [
     ("streams", 2),
     ("conversations", 2),
     ("tokens", 2),
+    ("access", 2),
+    ("limits", 2),
     ("simulator", 2),
     ("telemetry", 2),
     ("health_check", 2),

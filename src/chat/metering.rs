@@ -1,0 +1,191 @@
+//! What a chat costs its caller: reserved before it is asked, settled once when it has ended, however it ends.
+
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    chat::usage::{Outcome, Spending, UsageRecorder},
+    ids::Owner,
+    limits::{Quota, RateLimiter, Slot, Slots, Standing},
+    message::{Message, Usage},
+    tokens::{TOKENS_PER_MESSAGE, TokenCounter, Vocabulary},
+};
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Whose streams, conversations and usage these are.
+    pub owner: Owner,
+    /// Whose limits count: the owner's name, or the address where nobody is told apart.
+    pub who: Arc<str>,
+}
+
+impl Default for Caller {
+    /// Everybody.
+    fn default() -> Self {
+        Self { owner: Owner::default(), who: Arc::from("") }
+    }
+}
+
+/// More than the caller may have now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OverLimit {
+    #[error("rate limit reached: {limit} tokens per minute")]
+    Tokens { limit: u64, standing: Standing },
+    #[error("at most {limit} streams may run at once")]
+    Streams { limit: u32 },
+}
+
+/// The limits that need to know what a chat is. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metering(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    limiter: Arc<dyn RateLimiter>,
+    tokens: Option<Quota>,
+    streams: Option<u32>,
+    slots: Slots,
+    counter: TokenCounter,
+    usage: UsageRecorder,
+    tasks: TaskTracker,
+}
+
+/// What is limited, and what for.
+#[derive(Debug)]
+pub struct MeteringSettings {
+    pub limiter: Arc<dyn RateLimiter>,
+    /// Of prompts and answers together.
+    pub tokens: Option<Quota>,
+    /// Streams that one caller may have running.
+    pub streams: Option<u32>,
+}
+
+impl Metering {
+    #[must_use]
+    pub fn new(settings: MeteringSettings, counter: TokenCounter, usage: UsageRecorder, tasks: TaskTracker) -> Self {
+        let MeteringSettings { limiter, tokens, streams } = settings;
+        Self(Arc::new(Shared { limiter, tokens, streams, slots: Slots::default(), counter, usage, tasks }))
+    }
+
+    /// Opens the bill for a chat: reserves what its prompt has, and the most that its answer may have.
+    ///
+    /// # Errors
+    /// The caller has not got that much left.
+    pub(super) async fn open(
+        &self,
+        caller: &Caller,
+        model: &str,
+        messages: &[Message],
+        max_tokens: u32,
+    ) -> Result<Bill, OverLimit> {
+        let (mut prompt_tokens, mut reserved) = (None, 0);
+        if let Some(quota) = self.0.tokens {
+            let prompt = self.count(model, messages).await;
+            let asked = prompt + u64::from(max_tokens);
+            // A limiter that is away lets everybody through: it protects the purse, not the data.
+            if let Ok(standing) = self.0.limiter.take(&caller.who, quota, asked).await {
+                if !standing.is_allowed {
+                    return Err(OverLimit::Tokens { limit: quota.per_minute, standing });
+                }
+                reserved = asked;
+            }
+            prompt_tokens = Some(prompt);
+        }
+        let prompt_bytes = messages.iter().map(|message| message.content.len() + TOKENS_PER_MESSAGE * BYTES_PER_TOKEN);
+        let prompt_tokens = prompt_tokens.unwrap_or_else(|| estimate(prompt_bytes.sum()));
+        Ok(Bill { metering: self.clone(), caller: caller.clone(), prompt_tokens, reserved, is_settled: false })
+    }
+
+    /// A place for one more running stream; `None` when there is no limit.
+    ///
+    /// # Errors
+    /// The caller has as many as allowed.
+    pub(super) fn slot(&self, caller: &Caller) -> Result<Option<Slot>, OverLimit> {
+        let Some(limit) = self.0.streams else { return Ok(None) };
+        self.0.slots.take(&caller.who, limit).map(Some).ok_or(OverLimit::Streams { limit })
+    }
+
+    /// Counts what was asked on somebody's behalf without a bill: a title.
+    pub(super) fn record(&self, owner: &Owner, usage: Option<Usage>) {
+        let Usage { prompt_tokens, completion_tokens, .. } = usage.unwrap_or_default();
+        let spending = Spending { prompt_tokens, completion_tokens, is_estimated: usage.is_none() };
+        self.0.usage.record(owner, Outcome::Done, spending);
+    }
+
+    /// The tokens of a prompt, as OpenAI counts them.
+    async fn count(&self, model: &str, messages: &[Message]) -> u64 {
+        let (counter, vocabulary) = (self.0.counter.clone(), Vocabulary::of(model));
+        let texts: Vec<String> = messages.iter().map(|message| message.content.clone()).collect();
+        let bytes = texts.iter().map(String::len).sum();
+        // On a thread of its own: a long prompt takes milliseconds, and the first one waits for the vocabulary.
+        let counted = tokio::task::spawn_blocking(move || {
+            texts.iter().map(|text| counter.count(vocabulary, text) + TOKENS_PER_MESSAGE).sum::<usize>()
+        });
+        counted.await.map_or_else(|_| estimate(bytes), |count| u64::try_from(count).unwrap_or(u64::MAX))
+    }
+}
+
+/// How many bytes a token has, where nobody has counted: about right for English, high for Korean.
+const BYTES_PER_TOKEN: usize = 4;
+
+fn estimate(bytes: usize) -> u64 {
+    u64::try_from(bytes.div_ceil(BYTES_PER_TOKEN)).unwrap_or(u64::MAX)
+}
+
+/// One chat's bill. It is settled exactly once: by whoever knows how the chat ended, else when it is dropped.
+#[derive(Debug)]
+pub(super) struct Bill {
+    metering: Metering,
+    caller: Caller,
+    /// Counted or estimated; what the upstream says counts more.
+    prompt_tokens: u64,
+    reserved: u64,
+    is_settled: bool,
+}
+
+impl Bill {
+    /// The chat has ended. `text` is as much of the answer as there is; it counts where the upstream did not say what was
+    /// used.
+    pub(super) fn settle(mut self, outcome: Outcome, usage: Option<Usage>, text: &str) {
+        let spending = match (usage, outcome) {
+            (Some(usage), _) => Spending {
+                prompt_tokens: usage.prompt_tokens,
+                completion_tokens: usage.completion_tokens,
+                is_estimated: false,
+            },
+            // An upstream that gave no answer takes no money.
+            (None, Outcome::Failed) => Spending { is_estimated: true, ..Spending::default() },
+            (None, _) => Spending {
+                prompt_tokens: self.prompt_tokens,
+                completion_tokens: estimate(text.len()),
+                is_estimated: true,
+            },
+        };
+        self.pay(outcome, spending);
+    }
+
+    fn pay(&mut self, outcome: Outcome, spending: Spending) {
+        if std::mem::replace(&mut self.is_settled, true) {
+            return;
+        }
+        let shared = Arc::clone(&self.metering.0);
+        shared.usage.record(&self.caller.owner, outcome, spending);
+        let Some(quota) = shared.tokens else { return };
+        let (who, taken) = (Arc::clone(&self.caller.who), self.reserved);
+        let used = spending.prompt_tokens + spending.completion_tokens;
+        let tasks = shared.tasks.clone();
+        tasks.spawn(async move {
+            // What cannot be settled comes back by itself within a minute.
+            let _ = shared.limiter.settle(&who, quota, taken, used).await;
+        });
+    }
+}
+
+impl Drop for Bill {
+    fn drop(&mut self) {
+        let prompt_tokens = self.prompt_tokens;
+        self.pay(Outcome::Left, Spending { prompt_tokens, completion_tokens: 0, is_estimated: true });
+    }
+}

@@ -92,7 +92,7 @@ pub(crate) fn end_with_parent() {
 }
 
 /// Whether processes keep to a CPU each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pinning(bool);
 
 impl Pinning {

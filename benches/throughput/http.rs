@@ -1,5 +1,5 @@
-//! The little of HTTP/1.1 that the load speaks, on the socket itself: so that it costs less than anything that is
-//! measured.
+//! The little of HTTP/1.1 that the load and the scripted upstream speak, on the socket itself: so that they cost less
+//! than anything that is measured.
 
 use std::{
     io::{self, Read, Write},
@@ -27,7 +27,7 @@ impl Connection {
         Self::on(TcpStream::connect(address).await?)
     }
 
-    fn on(stream: TcpStream) -> io::Result<Self> {
+    pub(crate) fn on(stream: TcpStream) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         Ok(Self { stream, buffer: vec![0; 64 * 1024], taken: 0, filled: 0 })
     }
@@ -36,16 +36,31 @@ impl Connection {
         self.stream.write_all(bytes).await
     }
 
-    /// The head of an answer, without the empty line behind it.
+    /// The head of a request or an answer, without the empty line behind it.
     async fn head(&mut self) -> io::Result<&str> {
         let head = self.up_to(b"\r\n\r\n").await?;
         std::str::from_utf8(head).map_err(io::Error::other)
+    }
+
+    /// Takes a request. Its end is an error of the kind `UnexpectedEof` when the client has left.
+    pub(crate) async fn request(&mut self) -> io::Result<()> {
+        let length = content_length(self.head().await?).unwrap_or(0);
+        self.take(length).await?;
+        Ok(())
     }
 
     /// Takes the head of an answer, which has status 200, and tells the length of its body if that is known.
     pub(crate) async fn answer(&mut self) -> io::Result<Option<usize>> {
         let head = self.head().await?;
         if head.starts_with("HTTP/1.1 200") { Ok(content_length(head)) } else { Err(io::Error::other(head.to_owned())) }
+    }
+
+    /// The next chunk of a body of unknown length; `None` behind the last.
+    pub(crate) async fn chunk(&mut self) -> io::Result<Option<&[u8]>> {
+        let line = std::str::from_utf8(self.up_to(b"\r\n").await?).map_err(io::Error::other)?;
+        let size = usize::from_str_radix(line, 16).map_err(io::Error::other)?;
+        let data = self.take(size + 2).await?;
+        Ok((size > 0).then(|| &data[..size]))
     }
 
     /// As many bytes as are asked for.
@@ -56,6 +71,20 @@ impl Connection {
         let begin = self.taken;
         self.taken += length;
         Ok(&self.buffer[begin..self.taken])
+    }
+
+    /// Waits until the other end has left.
+    pub(crate) async fn left(&mut self) -> io::Result<()> {
+        loop {
+            self.taken = self.filled;
+            self.fill().await?;
+        }
+    }
+
+    /// Whether the other end is still there, as far as can be told without waiting.
+    pub(crate) fn is_open(&self) -> bool {
+        let looked = self.stream.try_read(&mut [0; 256]);
+        looked.map_or_else(|error| error.kind() == io::ErrorKind::WouldBlock, |read| read > 0)
     }
 
     /// What comes before `mark`, which is taken too.

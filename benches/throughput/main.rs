@@ -1,9 +1,18 @@
-//! `cargo bench`: what `POST /chat` costs, next to a bare pass-through and to the simulated OpenAI itself.
+//! `cargo bench`: what the service costs, next to bare services of the same stack that do nothing else.
+//!
+//! | scenario | what is asked |
+//! |---|---|
+//! | json | `POST /chat` for whole answers; also beside the simulated OpenAI itself |
+//! | burst | streams whose words all come at once |
+//! | paced | 200 streams with a word every 20 ms, as models speak |
+//! | idle | 1,000 open streams that have fallen silent |
+//! | resume | a finished stream, read again from its start |
 //!
 //! Every target is a process of its own (this binary again, with a role as its argument), so that its CPU time and
 //! memory are its own. Where `taskset` is there, load and upstream share CPU 0 and the target has CPU 1 to itself.
 //! Absolute numbers differ between machines and hours: compare within one run. `BENCH_SECONDS` (3) is the length of
-//! a measurement, `BENCH_ROUNDS` (3) how often each is made; medians are printed.
+//! a measurement, `BENCH_ROUNDS` (3) how often each is made; medians are printed. `BENCH_ONLY` names the scenarios to
+//! run, separated by commas.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -21,6 +30,7 @@ mod json;
 mod load;
 mod process;
 mod report;
+mod streams;
 mod target;
 
 use std::{
@@ -62,11 +72,27 @@ fn measure() {
 async fn report() {
     let plan = Plan::from_environment();
     // Before this process, and with it the program, is tied to one CPU.
-    let start = median((0..10).map(|_| start_to_first_200()));
+    let start = plan.wants("json").then(|| median((0..10).map(|_| start_to_first_200())));
     let plan = plan.pinned(Pinning::of_this_process());
     println!("\n{plan}");
-    json::report(&plan).await;
-    println!("start to first 200: {start:.1} ms");
+    if plan.wants("json") {
+        json::report(&plan).await;
+    }
+    if let Some(start) = start {
+        println!("start to first 200: {start:.1} ms");
+    }
+    if plan.wants("burst") {
+        streams::burst::report(&plan).await;
+    }
+    if plan.wants("paced") {
+        streams::paced::report(&plan).await;
+    }
+    if plan.wants("idle") {
+        streams::idle::report(&plan).await;
+    }
+    if plan.wants("resume") {
+        streams::resume::report(&plan).await;
+    }
 }
 
 /// Milliseconds from starting the program itself, with `--demo`, to its first answer.

@@ -7,11 +7,15 @@ use crate::{
     target::{self, Target},
 };
 
+/// The scenarios, as `BENCH_ONLY` names them.
+pub(crate) const SCENARIOS: [&str; 5] = ["json", "burst", "paced", "idle", "resume"];
+
 /// The settings of one run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) duration: Duration,
     pub(crate) rounds: usize,
+    only: Vec<String>,
     pinning: Pinning,
 }
 
@@ -28,15 +32,25 @@ impl Plan {
             let text = setting(name);
             text.map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number")))
         };
+        let only = setting("BENCH_ONLY").unwrap_or_else(|| SCENARIOS.join(","));
+        let only: Vec<String> = only.split(',').map(|name| name.trim().to_owned()).collect();
+        if let Some(name) = only.iter().find(|name| !SCENARIOS.contains(&name.as_str())) {
+            panic!("BENCH_ONLY: no {name:?}; there are {}", SCENARIOS.join(", "));
+        }
         Self {
             duration: Duration::from_secs_f64(number("BENCH_SECONDS", 3.0).clamp(0.1, 60.0)),
             rounds: number("BENCH_ROUNDS", 3.0).clamp(1.0, 100.0) as usize,
+            only,
             pinning: Pinning::default(),
         }
     }
 
     pub(crate) fn pinned(self, pinning: Pinning) -> Self {
         Self { pinning, ..self }
+    }
+
+    pub(crate) fn wants(&self, scenario: &str) -> bool {
+        self.only.iter().any(|name| name == scenario)
     }
 
     /// The targets of every round, there and back, so that no one of them always has the same neighbour.

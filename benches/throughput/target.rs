@@ -9,9 +9,9 @@ use ai_service::{
 use tokio::{net::TcpListener, runtime::Builder};
 use tokio_util::sync::CancellationToken;
 
-use crate::{bare, process};
+use crate::{bare, process, streams::upstream};
 
-/// The argument that makes this binary a target.
+/// The argument that makes this binary a target, or an upstream.
 pub(crate) const ROLE: &str = "--role";
 
 /// A process to measure, and where it is asked.
@@ -37,9 +37,13 @@ pub(crate) fn play(role: &str, upstream: Option<&str>) {
     let url = || format!("http://{}/v1", upstream.expect("an upstream"));
     match role {
         "simulator" => alone(simulator()),
-        "bare" => alone(async { bare::serve(listener().await, &url()).await }),
+        "bare" => alone(async { bare::serve(listener().await, &url(), false).await }),
+        "bare-merging" => alone(async { bare::serve(listener().await, &url(), true).await }),
         "service" => service(&url()),
-        _ => panic!("no such role: {role}"),
+        _ => match upstream::Script::of(role) {
+            Some(script) => alone(async { upstream::serve(listener().await, script).await }),
+            None => panic!("no such role: {role}"),
+        },
     }
 }
 

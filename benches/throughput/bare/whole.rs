@@ -37,7 +37,7 @@ pub(super) async fn chat(
     body: Bytes,
 ) -> Result<impl IntoResponse + use<>, StatusCode> {
     let question: Question<'_> = serde_json::from_slice(&body).map_err(|_| StatusCode::UNPROCESSABLE_ENTITY)?;
-    let answer = upstream.ask(&question).await?.bytes().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
+    let answer = upstream.ask(&question, false).await?.bytes().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
     let completion: Completion<'_> = serde_json::from_slice(&answer).map_err(|_| StatusCode::BAD_GATEWAY)?;
     let choice = completion.choices.into_iter().next().ok_or(StatusCode::BAD_GATEWAY)?;
     let answer = Answer { response: choice.message.content, usage: completion.usage, model: &question.model };

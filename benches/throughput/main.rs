@@ -1,9 +1,18 @@
-//! `cargo bench`: what `POST /chat` costs, next to a bare pass-through and to the simulated OpenAI itself.
+//! `cargo bench`: what the service costs, next to bare services of the same stack that do nothing else.
+//!
+//! | scenario | what is asked |
+//! |---|---|
+//! | json | `POST /chat` for whole answers; also beside the simulated OpenAI itself |
+//! | burst | streams whose words all come at once |
+//! | paced | 200 streams with a word every 20 ms, as models speak |
+//! | idle | 1,000 open streams that have fallen silent |
+//! | resume | a finished stream, read again from its start |
 //!
 //! Every target is a process of its own (this binary again, with a role as its argument), so that its CPU time and
 //! memory are its own. Where `taskset` is there, load and upstream share CPU 0 and the target has CPU 1 to itself.
 //! Absolute numbers differ between machines and hours: compare within one run. `BENCH_SECONDS` (3) is the length of
-//! a measurement, `BENCH_ROUNDS` (3) how often each is made; medians are printed.
+//! a measurement, `BENCH_ROUNDS` (3) how often each is made; medians are printed. `BENCH_ONLY` names the scenarios to
+//! run, separated by commas.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -16,8 +25,12 @@
 )]
 
 mod bare;
+mod http;
+mod json;
 mod load;
 mod process;
+mod report;
+mod streams;
 mod target;
 
 use std::{
@@ -29,12 +42,8 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use load::Measured;
-use process::{Pinning, Process};
-use target::Target;
-
-/// How many connections the load has: one shows the time a request takes, many what the target can do.
-const CONNECTIONS: [usize; 2] = [1, 64];
+use process::Pinning;
+use report::{Plan, median};
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -53,7 +62,7 @@ fn measure() {
         let mut terminate = signal(SignalKind::terminate()).unwrap();
         // Dropping the measurements kills the processes they started.
         tokio::select! {
-            () = report() => {}
+            () = Box::pin(report()) => {}
             _ = tokio::signal::ctrl_c() => println!("\nstopped"),
             _ = terminate.recv() => println!("\nstopped"),
         }
@@ -61,62 +70,29 @@ fn measure() {
 }
 
 async fn report() {
-    let seconds = Duration::from_secs_f64(setting("BENCH_SECONDS", 3.0).clamp(0.1, 60.0));
-    let rounds = setting("BENCH_ROUNDS", 3.0).clamp(1.0, 100.0) as usize;
-    let start = median((0..10).map(|_| start_to_first_200()));
-    let pinning = Pinning::of_this_process();
-    println!("\n{rounds} rounds of {:.1} s each, medians; {pinning}\n", seconds.as_secs_f64());
-
-    let upstream = Process::start(target::ROLE, "simulator", None, pinning.upstream());
-    let mut measured: Vec<(Target, usize, Measured)> = Vec::new();
-    for round in 0..rounds {
-        let mut order = target::ALL;
-        if round % 2 == 1 {
-            order.reverse();
-        }
-        for target in order {
-            let process = Process::start(target::ROLE, target.role, Some(&upstream.address), pinning.target());
-            for connections in CONNECTIONS {
-                let load = load::run(&process, target.path, target.body, connections, seconds);
-                measured.push((target, connections, load.await));
-            }
-        }
+    let plan = Plan::from_environment();
+    // Before this process, and with it the program, is tied to one CPU.
+    let start = plan.wants("json").then(|| median((0..10).map(|_| start_to_first_200())));
+    let plan = plan.pinned(Pinning::of_this_process());
+    println!("\n{plan}");
+    if plan.wants("json") {
+        json::report(&plan).await;
     }
-
-    let of = |target: Target, connections: usize, figure: fn(&Measured) -> f64| {
-        let same = measured.iter().filter(|(t, c, _)| t.name == target.name && *c == connections);
-        median(same.map(|(.., measured)| figure(measured)))
-    };
-    println!("| target | connections | requests/s | p50 µs | p99 µs | CPU µs/request | RSS MiB |");
-    println!("|---|---:|---:|---:|---:|---:|---:|");
-    for (target, connections) in target::ALL.into_iter().flat_map(|t| CONNECTIONS.map(|c| (t, c))) {
-        let of = |figure| of(target, connections, figure);
-        println!(
-            "| {} | {connections} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
-            target.name,
-            of(|m| m.per_second),
-            of(|m| m.p50_micros),
-            of(|m| m.p99_micros),
-            of(|m| m.cpu_micros),
-            of(|m| m.rss_mib),
-        );
+    if let Some(start) = start {
+        println!("start to first 200: {start:.1} ms");
     }
-    let cpu = |target| of(target, CONNECTIONS[1], |m| m.cpu_micros);
-    println!("\nservice / bare CPU per request at 64 connections: {:.2}", cpu(target::SERVICE) / cpu(target::BARE));
-    println!("start to first 200: {start:.1} ms");
-}
-
-/// A number from the environment, or `default`.
-fn setting(name: &str, default: f64) -> f64 {
-    let Some(text) = env::var_os(name) else { return default };
-    text.to_str().and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("{name} must be a number"))
-}
-
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }
+    if plan.wants("burst") {
+        streams::burst::report(&plan).await;
+    }
+    if plan.wants("paced") {
+        streams::paced::report(&plan).await;
+    }
+    if plan.wants("idle") {
+        streams::idle::report(&plan).await;
+    }
+    if plan.wants("resume") {
+        streams::resume::report(&plan).await;
+    }
 }
 
 /// Milliseconds from starting the program itself, with `--demo`, to its first answer.
@@ -129,7 +105,7 @@ fn start_to_first_200() -> f64 {
     command.env("HOST", address.ip().to_string()).env("PORT", address.port().to_string());
     let begin = Instant::now();
     let _process = process::spawn(&mut command);
-    while !load::answers_200(address) {
+    while !http::answers_200(address) {
         assert!(begin.elapsed() < Duration::from_secs(10), "ai-service --demo does not answer");
         std::thread::sleep(Duration::from_micros(500));
     }

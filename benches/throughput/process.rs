@@ -78,6 +78,27 @@ impl Process {
     }
 }
 
+/// Lets this process, and those that it starts from now on, have at least `wanted` files open, if the system allows it
+/// and `prlimit` is there to ask for it. Returns how many they may have.
+pub(crate) fn allow_open_files(wanted: usize) -> usize {
+    let allowed = open_files().0;
+    if allowed < wanted {
+        let mut command = Command::new("prlimit");
+        let (limit, id) = (open_files().1.min(wanted), std::process::id());
+        command.args([format!("--nofile={limit}:"), format!("--pid={id}")]);
+        let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+    open_files().0
+}
+
+/// How many files this process may have open now, and how many it may ask for.
+fn open_files() -> (usize, usize) {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap_or_default();
+    let mut numbers = line.split_whitespace().map(|word| word.parse().unwrap_or(usize::MAX));
+    (numbers.next().unwrap_or(usize::MAX), numbers.next().unwrap_or(usize::MAX))
+}
+
 /// An address that nobody listens at, a moment ago.
 pub(crate) fn free_address() -> SocketAddr {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
@@ -92,7 +113,7 @@ pub(crate) fn end_with_parent() {
 }
 
 /// Whether processes keep to a CPU each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Pinning(bool);
 
 impl Pinning {

@@ -1,4 +1,4 @@
-//! What is measured, and how each is asked.
+//! What is measured, and the processes that play it.
 
 use ai_service::{
     config::{Config, Log, LogFormat, LogLevel, Variables},
@@ -9,56 +9,47 @@ use ai_service::{
 use tokio::{net::TcpListener, runtime::Builder};
 use tokio_util::sync::CancellationToken;
 
-use crate::{bare, process};
+use crate::{bare, process, streams::upstream};
 
-/// The argument that makes this binary a target.
+/// The argument that makes this binary a target, or an upstream.
 pub(crate) const ROLE: &str = "--role";
 
-/// A target, and the request that all of them answer with the same words.
+/// A process to measure, and where it is asked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     pub(crate) name: &'static str,
     pub(crate) role: &'static str,
     pub(crate) path: &'static str,
-    pub(crate) body: &'static str,
 }
 
-/// The simulated OpenAI without anything in front: the most there is to reach.
-pub(crate) const DIRECT: Target = Target {
-    name: "direct",
-    role: "simulator",
-    path: "/v1/chat/completions",
-    body: r#"{"model":"gpt-4o-mini","messages":[{"role":"system","content":"You are a helpful assistant."},{"role":"user","content":"Tell me about the quick brown fox, and say \"hello\"."}],"temperature":0.7,"max_tokens":2000}"#,
-};
-
 /// A pass-through that does nothing else.
-pub(crate) const BARE: Target = Target { name: "bare axum + reqwest", role: "bare", ..SERVICE };
+pub(crate) const BARE: Target = Target { name: "bare axum + reqwest", role: "bare", path: "/chat" };
 
 /// The service.
-pub(crate) const SERVICE: Target = Target {
-    name: "service",
-    role: "service",
-    path: "/chat",
-    body: r#"{"message":"Tell me about the quick brown fox, and say \"hello\".","system_prompt":"You are a helpful assistant.","model":"gpt-4o-mini","temperature":0.7,"max_tokens":2000}"#,
-};
+pub(crate) const SERVICE: Target = Target { name: "service", role: "service", path: "/chat" };
 
-pub(crate) const ALL: [Target; 3] = [DIRECT, BARE, SERVICE];
-
-/// A piece of the answer, by which it is known to be one.
-pub(crate) const ANSWER: &[u8] = b"This is the simulated OpenAI";
+/// What they are asked.
+pub(crate) const QUESTION: &str = r#"{"message":"Tell me about the quick brown fox, and say \"hello\".","system_prompt":"You are a helpful assistant.","model":"gpt-4o-mini","temperature":0.7,"max_tokens":2000}"#;
 
 /// Listens, tells the parent where on standard error, and answers until the parent ends.
 pub(crate) fn play(role: &str, upstream: Option<&str>) {
     process::end_with_parent();
-    let upstream = || format!("http://{}/v1", upstream.expect("an upstream"));
+    let url = || format!("http://{}/v1", upstream.expect("an upstream"));
     match role {
-        "simulator" => Builder::new_current_thread().enable_all().build().unwrap().block_on(simulator()),
-        "bare" => Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
-            bare::serve(listener().await, &upstream()).await;
-        }),
-        "service" => service(&upstream()),
-        _ => panic!("no such role: {role}"),
+        "simulator" => alone(simulator()),
+        "bare" => alone(async { bare::serve(listener().await, &url(), false).await }),
+        "bare-merging" => alone(async { bare::serve(listener().await, &url(), true).await }),
+        "service" => service(&url()),
+        _ => match upstream::Script::of(role) {
+            Some(script) => alone(async { upstream::serve(listener().await, script).await }),
+            None => panic!("no such role: {role}"),
+        },
     }
+}
+
+/// On one thread, which is all that a target has a CPU for.
+fn alone(work: impl Future<Output = ()>) {
+    Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
 }
 
 async fn listener() -> TcpListener {

@@ -9,6 +9,7 @@ use reqwest::{
 
 use crate::openai::{
     error::{ConnectFailure, Said, Stage, UpstreamError},
+    redact::Secrets,
     wire::ErrorBody,
 };
 
@@ -22,13 +23,13 @@ const QUOTA_CODES: [&str; 5] = [
 ];
 
 /// What an answer with that status means. OpenAI's `error.code` decides before the status does.
-pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], secret: &str) -> UpstreamError {
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> UpstreamError {
     let parsed = ErrorBody::parse(body);
     let is_json = parsed.is_some();
     let error = parsed.unwrap_or_default();
     let said = || {
         let text = if error.message.is_empty() { "OpenAI API gave no reason" } else { &error.message };
-        Said::new(text, secret)
+        Said::new(text, secrets)
     };
     let code = error.code.as_str();
     match status.as_u16() {
@@ -48,10 +49,10 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sec
 }
 
 /// What an error in the body of a success means. A status would have named its kind; here only the body can.
-pub(super) fn classify_inside(body: &[u8], secret: &str) -> UpstreamError {
+pub(super) fn classify_inside(body: &[u8], secrets: &Secrets) -> UpstreamError {
     let code = ErrorBody::parse(body).and_then(|error| error.code.parse().ok());
     let status = code.and_then(|code| StatusCode::from_u16(code).ok()).filter(|status| !status.is_success());
-    classify(status.unwrap_or(StatusCode::BAD_GATEWAY), &HeaderMap::new(), body, secret)
+    classify(status.unwrap_or(StatusCode::BAD_GATEWAY), &HeaderMap::new(), body, secrets)
 }
 
 fn is_context(code: &str, message: &str) -> bool {
@@ -112,7 +113,8 @@ mod tests {
     use super::*;
 
     fn said(status: u16, body: &str) -> UpstreamError {
-        classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), "sk-secret-key")
+        let secrets = Secrets::new(&["sk-secret-key".into()]);
+        classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), &secrets)
     }
 
     #[test]

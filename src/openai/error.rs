@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::openai::redact::redact;
+use crate::openai::redact::Secrets;
 
 /// Why the upstream gave no answer. Each variant is a cause; which status a caller sees is decided in `api::error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -88,8 +88,8 @@ impl Said {
     /// Longest text passed on, in characters.
     pub const MAX_CHARS: usize = 500;
 
-    pub(super) fn new(text: &str, secret: &str) -> Self {
-        Self(redact(text, secret).chars().take(Self::MAX_CHARS).collect())
+    pub(super) fn new(text: &str, secrets: &Secrets) -> Self {
+        Self(secrets.redact(text).chars().take(Self::MAX_CHARS).collect())
     }
 }
 

@@ -3,15 +3,19 @@
 //! A [`Client`] holds one pool of connections. Every call has time limits, follows no redirect (one would carry
 //! the messages and the key elsewhere) and ends in an answer or an [`UpstreamError`], which names neither URL nor key.
 
+mod answer;
 mod classify;
 mod client;
 mod dialect;
 mod error;
 mod redact;
+mod request;
 pub mod sse;
 mod stream;
 mod wire;
 
-pub use client::{Answer, Client, ClientError, Completion, MAX_ANSWER_BYTES, Model};
+pub use answer::{Answer, MAX_ANSWER_BYTES, Model};
+pub use client::{Client, ClientError};
 pub use error::{ConnectFailure, Said, Stage, UpstreamError};
+pub use request::Completion;
 pub use stream::{AnswerStream, Ending};

@@ -10,16 +10,16 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use reqwest::Response;
-use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     config::Timeouts,
     message::Usage,
     openai::{
+        answer::known_finish_reason,
         classify::classify_inside,
-        client::known_finish_reason,
         error::{Stage, UpstreamError},
+        redact::Secrets,
         sse::{self, Decoder},
         wire::Chunk,
     },
@@ -62,7 +62,7 @@ const GATHER_TURNS: u32 = 2;
 pub struct AnswerStream {
     response: Response,
     limits: StreamLimits,
-    secret: SecretString,
+    secrets: Secrets,
     decoder: Decoder,
     reading: Reading,
     /// When the last meaningful event came; `None` before the first word.
@@ -92,10 +92,10 @@ enum Arrived {
 }
 
 impl AnswerStream {
-    pub(super) fn new(response: Response, limits: StreamLimits, secret: SecretString) -> Self {
+    pub(super) fn new(response: Response, limits: StreamLimits, secrets: Secrets) -> Self {
         let alarm = Box::pin(sleep_until(limits.started + limits.timeouts.first_token));
         let (decoder, reading) = (Decoder::default(), Reading::default());
-        Self { response, limits, secret, decoder, reading, last_event: None, alarm }
+        Self { response, limits, secrets, decoder, reading, last_event: None, alarm }
     }
 
     /// Hands the next pieces of text, in order, to `on_text`: at least one, unless the answer has ended. What has arrived
@@ -195,8 +195,8 @@ impl AnswerStream {
         let reading = &mut self.reading;
         match arrived {
             Arrived::Bytes(bytes) => {
-                let secret = self.secret.expose_secret();
-                if self.decoder.feed(&bytes, |event| reading.event(event, secret, on_text)).is_err() {
+                let secrets = &self.secrets;
+                if self.decoder.feed(&bytes, |event| reading.event(event, secrets, on_text)).is_err() {
                     reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
                 }
             }
@@ -248,7 +248,7 @@ impl Reading {
         }
     }
 
-    fn event(&mut self, event: sse::Event<'_>, secret: &str, on_text: &mut impl FnMut(&str)) {
+    fn event(&mut self, event: sse::Event<'_>, secrets: &Secrets, on_text: &mut impl FnMut(&str)) {
         if self.is_done || self.failure.is_some() {
             return;
         }
@@ -261,7 +261,7 @@ impl Reading {
             return self.fail(UpstreamError::Protocol("a stream event that is not JSON"));
         };
         if chunk.error.is_some() || event.name == "error" {
-            return self.fail(classify_inside(data.as_bytes(), secret));
+            return self.fail(classify_inside(data.as_bytes(), secrets));
         }
         if let Some(usage) = chunk.usage() {
             self.usage = Some(usage);

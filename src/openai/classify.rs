@@ -13,9 +13,11 @@ use crate::openai::{
     wire::ErrorBody,
 };
 
-/// Codes of 429 that mean "no money": waiting does not help.
-const QUOTA_CODES: [&str; 5] = [
+/// Codes that mean "no money", whatever the status: waiting does not help.
+const QUOTA_CODES: [&str; 7] = [
     "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
     "credit_balance_exhausted",
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
@@ -33,15 +35,16 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sec
     };
     let code = error.code.as_str();
     match status.as_u16() {
+        400.. if QUOTA_CODES.contains(&code) || error.kind == "insufficient_quota" => UpstreamError::QuotaExceeded,
         300..=399 => UpstreamError::Protocol("a redirect"),
         401 | 403 => UpstreamError::Unauthorized,
-        429 if QUOTA_CODES.contains(&code) || error.kind == "insufficient_quota" => UpstreamError::QuotaExceeded,
+        // More tokens than the account may use in a minute: no later minute will have more.
+        429 if error.message.starts_with("Request too large") => UpstreamError::InvalidRequest(said()),
         429 => UpstreamError::RateLimited { message: said(), retry_after: retry_after(headers) },
         402 => UpstreamError::QuotaExceeded,
         404 if is_json => UpstreamError::ModelNotFound(said()),
         400 | 413 | 422 if is_context(code, &error.message) => UpstreamError::ContextTooLong(said()),
         400 | 409 | 413 | 422 if is_json => UpstreamError::InvalidRequest(said()),
-
         503 | 529 => UpstreamError::Overloaded { retry_after: retry_after(headers) },
         408 | 500..=599 => UpstreamError::Server { status: status.as_u16() },
         _ => UpstreamError::Protocol("a status that makes no sense here"),
@@ -121,8 +124,12 @@ mod tests {
     fn the_code_decides_before_the_status() {
         for code in QUOTA_CODES {
             let body = format!(r#"{{"error":{{"message":"m","type":"x","code":"{code}"}}}}"#);
-            assert_eq!(said(429, &body), UpstreamError::QuotaExceeded);
+            for status in [400, 403, 429] {
+                assert_eq!(said(status, &body), UpstreamError::QuotaExceeded);
+            }
         }
+        let large = r#"{"error":{"message":"Request too large for gpt-4o","code":"rate_limit_exceeded"}}"#;
+        assert!(matches!(said(429, large), UpstreamError::InvalidRequest(_)));
         let slow = said(429, r#"{"error":{"message":"Slow down","code":"slow_down"}}"#);
         assert!(matches!(slow, UpstreamError::RateLimited { .. }));
         let long = r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#;

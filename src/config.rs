@@ -58,6 +58,8 @@ pub struct Upstream {
     pub organization: Option<String>,
     /// `OPENAI_PROJECT_ID`, sent as `OpenAI-Project`.
     pub project: Option<String>,
+    /// `UPSTREAM_MAX_RETRIES`: how often a question is asked again that failed before its answer began, 0 to 10. 2.
+    pub max_retries: u32,
     pub timeouts: Timeouts,
 }
 
@@ -220,6 +222,7 @@ impl Config {
         let config = Self {
             listen: read.listen(),
             upstream: Upstream {
+                max_retries: read.max_retries(),
                 timeouts: read.timeouts(),
                 ..if demo { Upstream::placeholder() } else { read.upstream() }
             },
@@ -250,6 +253,9 @@ impl Config {
     }
 }
 
+/// As often as OpenAI's own libraries do.
+const MAX_RETRIES: u32 = 2;
+
 impl Upstream {
     fn placeholder() -> Self {
         Self {
@@ -257,6 +263,7 @@ impl Upstream {
             base_url: parse_fixed(OPENAI_BASE_URL),
             organization: None,
             project: None,
+            max_retries: MAX_RETRIES,
             timeouts: Timeouts::default(),
         }
     }
@@ -322,8 +329,14 @@ impl<'a> Reader<'a> {
             base_url: self.base_url(),
             organization: self.header_text("OPENAI_ORG_ID"),
             project: self.header_text("OPENAI_PROJECT_ID"),
+            max_retries: MAX_RETRIES,
             timeouts: Timeouts::default(),
         }
+    }
+
+    fn max_retries(&mut self) -> u32 {
+        let count = |v: &str| v.parse().ok().filter(|n| (0..=10).contains(n));
+        self.parse("UPSTREAM_MAX_RETRIES", MAX_RETRIES, "a whole number from 0 to 10", count)
     }
 
     fn timeouts(&mut self) -> Timeouts {
@@ -569,13 +582,14 @@ mod tests {
             ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
             ("MAX_BODY_BYTES", "-1"),
             ("SHUTDOWN_GRACE_SECONDS", "soon"),
+            ("UPSTREAM_MAX_RETRIES", "11"),
         ]);
         let error = Config::from_variables(&bad, false).unwrap_err();
         let text = error.to_string();
         for name in bad.keys().map(String::as_str).chain(["OPENAI_API_KEY"]) {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
-        assert_eq!(error.0.len(), 12);
+        assert_eq!(error.0.len(), 13);
         assert!(!text.contains("hunter2"), "{text}");
     }
 
@@ -649,6 +663,7 @@ mod tests {
         let mut read = Reader::new(&listed);
         read.listen();
         read.upstream();
+        read.max_retries();
         read.defaults();
         read.cors();
         read.log();
@@ -664,7 +679,8 @@ mod tests {
         let from_nothing = config(&[]).unwrap();
         let settings = |c: &Config| {
             let Config { listen, defaults, cors, log, limits, streams, upstream } = c;
-            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {:?}", upstream.timeouts)
+            let upstream = (upstream.max_retries, upstream.timeouts);
+            format!("{listen:?} {defaults:?} {cors:?} {log:?} {limits:?} {streams:?} {upstream:?}")
         };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);

@@ -116,6 +116,7 @@ impl ApiError {
             UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
                 Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
             }
+            UpstreamError::Server { retry_after, .. } => *retry_after,
             _ => None,
         }
     }
@@ -133,13 +134,7 @@ impl ApiError {
         let Self::Chat { error: ChatError(error), .. } = self else {
             return None;
         };
-        match error {
-            UpstreamError::ContextTooLong(_)
-            | UpstreamError::InvalidRequest(_)
-            | UpstreamError::ModelNotFound(_)
-            | UpstreamError::RateLimited { .. } => None,
-            error => Some(error.to_string()),
-        }
+        error.in_own_words()
     }
 
     /// What went wrong, as the caller reads it.
@@ -196,7 +191,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
         UpstreamError::Timeout { stage: Stage::Idle, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
         UpstreamError::Timeout { stage: Stage::Total, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_deadline"),
-        UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504 } => {
+        UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504, .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
         }
         UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),

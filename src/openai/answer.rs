@@ -142,6 +142,6 @@ mod tests {
         let limited = error(r#"{"error":{"message":"slow down","code":429}}"#);
         assert!(matches!(limited, UpstreamError::RateLimited { .. }), "{limited:?}");
         let failed = error(r#"{"error":{"message":"broke"},"choices":[]}"#);
-        assert_eq!(failed, UpstreamError::Server { status: 502 });
+        assert_eq!(failed, UpstreamError::Server { status: 502, retry_after: None });
     }
 }

@@ -2,14 +2,12 @@
 
 use std::{error::Error, io, time::Duration};
 
-use reqwest::{
-    StatusCode,
-    header::{HeaderMap, RETRY_AFTER},
-};
+use reqwest::{StatusCode, header::HeaderMap};
 
 use crate::openai::{
     error::{ConnectFailure, Said, Stage, UpstreamError},
     redact::Secrets,
+    retry::retry_after,
     wire::ErrorBody,
 };
 
@@ -46,7 +44,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], sec
         400 | 413 | 422 if is_context(code, &error.message) => UpstreamError::ContextTooLong(said()),
         400 | 409 | 413 | 422 if is_json => UpstreamError::InvalidRequest(said()),
         503 | 529 => UpstreamError::Overloaded { retry_after: retry_after(headers) },
-        408 | 500..=599 => UpstreamError::Server { status: status.as_u16() },
+        408 | 500..=599 => UpstreamError::Server { status: status.as_u16(), retry_after: retry_after(headers) },
         _ => UpstreamError::Protocol("a status that makes no sense here"),
     }
 }
@@ -61,13 +59,6 @@ pub(super) fn classify_inside(body: &[u8], secrets: &Secrets) -> UpstreamError {
 fn is_context(code: &str, message: &str) -> bool {
     // Compatible servers send the sentence without the code.
     matches!(code, "context_length_exceeded" | "string_above_max_length") || message.contains("maximum context length")
-}
-
-/// `retry-after-ms`, else `retry-after` in seconds. The form with a date is not used by OpenAI and is ignored.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number(RETRY_AFTER.as_str()))?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|wait| *wait <= Duration::from_secs(24 * 3600))
 }
 
 /// Why no response came. The error's own text names the URL and is not used.
@@ -142,8 +133,8 @@ mod tests {
     fn a_page_of_html_is_never_quoted() {
         let page = "<html>502 Bad Gateway cloudflare</html>";
         for (status, expected) in [
-            (502, UpstreamError::Server { status: 502 }),
-            (520, UpstreamError::Server { status: 520 }),
+            (502, UpstreamError::Server { status: 502, retry_after: None }),
+            (520, UpstreamError::Server { status: 520, retry_after: None }),
             (400, UpstreamError::Protocol("a status that makes no sense here")),
             (404, UpstreamError::Protocol("a status that makes no sense here")),
             (401, UpstreamError::Unauthorized),
@@ -159,21 +150,5 @@ mod tests {
         let text = said(400, &body).to_string();
         assert!(text.starts_with("bad [redacted] xxx"), "{text}");
         assert_eq!(text.chars().count(), Said::MAX_CHARS);
-    }
-
-    #[test]
-    fn retry_after_is_read_in_both_forms_and_nonsense_is_ignored() {
-        let wait = |pairs: &[(&'static str, &'static str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.insert(*name, value.parse().unwrap());
-            }
-            retry_after(&headers)
-        };
-        assert_eq!(wait(&[("retry-after", "7")]), Some(Duration::from_secs(7)));
-        assert_eq!(wait(&[("retry-after", "7"), ("retry-after-ms", "250")]), Some(Duration::from_millis(250)));
-        for nonsense in ["soon", "-1", "NaN", "1e30", ""] {
-            assert_eq!(wait(&[("retry-after", nonsense)]), None, "{nonsense}");
-        }
     }
 }

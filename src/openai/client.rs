@@ -2,13 +2,14 @@
 
 use std::{future::Future, time::Duration};
 
+use bytes::Bytes;
 use reqwest::{
     Method, Request, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
     redirect,
 };
 use secrecy::ExposeSecret;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
 use crate::{
@@ -20,12 +21,16 @@ use crate::{
         error::{Stage, UpstreamError},
         redact::Secrets,
         request::{Completion, Form, Question},
+        retry::{Failure, Retries},
         stream::{AnswerStream, StreamLimits},
     },
 };
 
 /// Most bytes of an error body that are read.
 const MAX_ERROR_BYTES: usize = 64 * 1024;
+
+/// How long an error body is waited for.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(5);
 
 /// A client that cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,7 @@ pub struct Client {
     completions: Url,
     models: Url,
     secrets: Secrets,
+    max_retries: u32,
     timeouts: Timeouts,
     dialects: Dialects,
 }
@@ -70,6 +76,7 @@ impl Client {
             completions: endpoint(&upstream.base_url, &["chat", "completions"])?,
             models: endpoint(&upstream.base_url, &["models"])?,
             secrets: Secrets::new(std::slice::from_ref(&upstream.api_key)),
+            max_retries: upstream.max_retries,
             timeouts: upstream.timeouts,
             dialects: Dialects::default(),
         })
@@ -80,12 +87,14 @@ impl Client {
     /// # Errors
     /// Every way in which there is no complete answer with text.
     pub async fn complete(&self, completion: &Completion<'_>) -> Result<Answer, UpstreamError> {
-        within(self.timeouts.whole.min(self.timeouts.total), Stage::Total, async {
-            let response = self.send(completion, Form::Whole).await?;
-            let body = read(response, MAX_ANSWER_BYTES).await?;
-            decode(&body, &self.secrets)
-        })
-        .await
+        let deadline = Deadline::after(self.timeouts.whole.min(self.timeouts.total), Stage::Total);
+        deadline
+            .bounds(async {
+                let (response, _) = self.send(completion, Form::Whole, deadline).await?;
+                let body = read(response, MAX_ANSWER_BYTES).await?;
+                decode(&body, &self.secrets)
+            })
+            .await
     }
 
     /// Asks for an answer piece by piece. Returns when the upstream has begun to answer.
@@ -93,84 +102,137 @@ impl Client {
     /// # Errors
     /// Every way in which an answer does not begin.
     pub async fn stream(&self, completion: &Completion<'_>) -> Result<AnswerStream, UpstreamError> {
-        let limits = StreamLimits::from_now(self.timeouts);
-        let response = self.send(completion, Form::Stream).await?;
+        let started = Instant::now();
+        let deadline = Deadline::after(self.timeouts.total, Stage::Total);
+        let (response, asked) = self.send(completion, Form::Stream, deadline).await?;
         let content_type = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         if content_type.starts_with(b"application/json") || content_type.starts_with(b"text/html") {
             // Not a stream, whatever its status says; it may still say why.
-            let body = read(response, MAX_ERROR_BYTES).await?;
+            let body = deadline.bounds(read(response, MAX_ERROR_BYTES)).await?;
             let whole = UpstreamError::Protocol("a whole body where a stream was asked for");
             return Err(decode(&body, &self.secrets).err().unwrap_or(whole));
         }
+        let limits = StreamLimits { started, asked, timeouts: self.timeouts };
         Ok(AnswerStream::new(response, limits, self.secrets.clone()))
     }
 
-    /// Asks which models there are; costs nothing.
+    /// Asks which models there are; costs nothing. It is asked once: whoever wants to know asks again by itself.
     ///
     /// # Errors
     /// Every way in which there is no list.
     pub async fn models(&self) -> Result<Vec<Model>, UpstreamError> {
-        within(self.timeouts.models, Stage::FirstByte, async {
-            let response = self.execute(Request::new(Method::GET, self.models.clone())).await?;
-            let response = self.accepted(response).await?;
-            let body = read(response, MAX_ANSWER_BYTES).await?;
-            decode_models(&body)
-        })
-        .await
+        let deadline = Deadline::after(self.timeouts.models, Stage::FirstByte);
+        deadline
+            .bounds(async {
+                let request = Request::new(Method::GET, self.models.clone());
+                let response = self.execute(request, deadline).await.map_err(|failure| failure.error)?;
+                if !response.status().is_success() {
+                    return Err(self.refusal(response).await.0.error);
+                }
+                let body = read(response, MAX_ANSWER_BYTES).await?;
+                decode_models(&body)
+            })
+            .await
     }
 
-    /// Sends a completion and returns the response once its head says success, whatever its body will be.
-    ///
-    /// When the model refuses a parameter that can be written otherwise, it is asked again, at most once for each
-    /// such parameter, and its dialect is remembered.
-    async fn send(&self, completion: &Completion<'_>, form: Form) -> Result<Response, UpstreamError> {
+    /// Sends a completion, and sends it again as long as that is worth it, until the head of a response says success,
+    /// whatever its body will be. Also tells when the request was sent that is being answered.
+    async fn send(
+        &self,
+        completion: &Completion<'_>,
+        form: Form,
+        deadline: Deadline,
+    ) -> Result<(Response, Instant), UpstreamError> {
         let mut question = Question::new(completion, form, self.dialects.of(completion.model))?;
+        let mut retries = Retries::new(self.max_retries);
+        loop {
+            let asked = Instant::now();
+            let failure = match self.ask(&mut question, deadline).await {
+                Ok(response) => return Ok((response, asked)),
+                Err(failure) => failure,
+            };
+            let Some(wait) = retries.next(&failure, deadline.left()) else {
+                return Err(failure.error);
+            };
+            let status = failure.status.map(|status| status.as_u16());
+            let reason = failure.error.in_own_words();
+            tracing::info!(model = completion.model, status, reason, ?wait, "the upstream is asked again");
+            sleep(wait).await;
+        }
+    }
+
+    /// One attempt, to the head of a response that says success.
+    ///
+    /// When the model refuses a parameter that can be written otherwise, it is asked again at once, at most once for
+    /// each such parameter, and its dialect is remembered.
+    async fn ask(&self, question: &mut Question<'_>, deadline: Deadline) -> Result<Response, Failure> {
         loop {
             let mut request = Request::new(Method::POST, self.completions.clone());
             request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Some(question.body().into());
-            let response = self.execute(request).await?;
-            if response.status() != StatusCode::BAD_REQUEST {
-                return self.accepted(response).await;
+            let response = self.execute(request, deadline).await?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(response);
             }
-            let (status, headers) = (response.status(), response.headers().clone());
-            let body = read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
-            let Some(dialect) = question.repair(&body)? else {
-                return Err(classify(status, &headers, &body, &self.secrets));
+            let (failure, body) = self.refusal(response).await;
+            if status != StatusCode::BAD_REQUEST {
+                return Err(failure);
+            }
+            let Some(dialect) = question.repair(&body).map_err(Failure::silent)? else {
+                return Err(failure);
             };
-            self.dialects.learn(completion.model, dialect);
-            tracing::info!(model = completion.model, ?dialect, "learned which parameters the model takes");
+            self.dialects.learn(question.model(), dialect);
+            tracing::info!(model = question.model(), ?dialect, "learned which parameters the model takes");
         }
     }
 
     /// One request, to the head of its response.
-    async fn execute(&self, request: Request) -> Result<Response, UpstreamError> {
-        within(self.timeouts.first_token, Stage::FirstByte, async {
+    async fn execute(&self, request: Request, deadline: Deadline) -> Result<Response, Failure> {
+        let deadline = deadline.min(Deadline::after(self.timeouts.first_token, Stage::FirstByte));
+        let sent = deadline.bounds(async {
             let sent = self.http.execute(request).await;
             sent.map_err(|error| transport_failure(&error, self.timeouts.connect))
-        })
-        .await
+        });
+        sent.await.map_err(Failure::silent)
     }
 
-    /// The response if its status is a success, else what its body says.
-    async fn accepted(&self, response: Response) -> Result<Response, UpstreamError> {
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let headers = response.headers().clone();
+    /// What a response that says no success means, and its body.
+    async fn refusal(&self, response: Response) -> (Failure, Bytes) {
+        let (status, headers) = (response.status(), response.headers().clone());
         // An error's body only explains; without it the status still speaks.
-        let body = read(response, MAX_ERROR_BYTES).await.unwrap_or_default();
-        Err(classify(status, &headers, &body, &self.secrets))
+        let body = timeout(ERROR_BODY_TIME, read(response, MAX_ERROR_BYTES)).await;
+        let body = body.ok().and_then(Result::ok).unwrap_or_default();
+        (Failure::refused(status, &headers, classify(status, &headers, &body, &self.secrets)), body)
     }
 }
 
-async fn within<T>(
-    limit: Duration,
+/// When something must be over, and what to say if it is not.
+#[derive(Clone, Copy, Debug)]
+struct Deadline {
+    at: Instant,
     stage: Stage,
-    work: impl Future<Output = Result<T, UpstreamError>>,
-) -> Result<T, UpstreamError> {
-    timeout(limit, work).await.unwrap_or(Err(UpstreamError::Timeout { stage, limit }))
+    limit: Duration,
+}
+
+impl Deadline {
+    fn after(limit: Duration, stage: Stage) -> Self {
+        Self { at: Instant::now() + limit, stage, limit }
+    }
+
+    /// The one that comes first.
+    fn min(self, other: Self) -> Self {
+        if other.at < self.at { other } else { self }
+    }
+
+    fn left(self) -> Duration {
+        self.at.saturating_duration_since(Instant::now())
+    }
+
+    async fn bounds<T>(self, work: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
+        let late = UpstreamError::Timeout { stage: self.stage, limit: self.limit };
+        timeout_at(self.at, work).await.unwrap_or(Err(late))
+    }
 }
 
 fn headers(upstream: &Upstream) -> Result<HeaderMap, InvalidHeaderValue> {

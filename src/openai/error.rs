@@ -51,7 +51,20 @@ pub enum UpstreamError {
     Overloaded { retry_after: Option<Duration> },
     /// The upstream failed.
     #[error("OpenAI API failed with status {status}")]
-    Server { status: u16 },
+    Server { status: u16, retry_after: Option<Duration> },
+}
+
+impl UpstreamError {
+    /// The error in this service's own words; `None` where the words are the upstream's, which may quote a prompt.
+    #[must_use]
+    pub fn in_own_words(&self) -> Option<String> {
+        match self {
+            Self::ContextTooLong(_) | Self::InvalidRequest(_) | Self::ModelNotFound(_) | Self::RateLimited { .. } => {
+                None
+            }
+            error => Some(error.to_string()),
+        }
+    }
 }
 
 /// How connecting failed.

@@ -2,6 +2,7 @@
 //!
 //! A [`Client`] holds one pool of connections. Every call has time limits, follows no redirect (one would carry
 //! the messages and the key elsewhere) and ends in an answer or an [`UpstreamError`], which names neither URL nor key.
+//! What fails before the head of an answer may be asked again; `retry` says what, and after which wait.
 
 mod answer;
 mod classify;
@@ -10,6 +11,7 @@ mod dialect;
 mod error;
 mod redact;
 mod request;
+mod retry;
 pub mod sse;
 mod stream;
 mod wire;

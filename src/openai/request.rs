@@ -48,6 +48,10 @@ impl<'a> Question<'a> {
         Ok(Self { completion, form, dialect, repairs_left: 2, body })
     }
 
+    pub(super) fn model(&self) -> &'a str {
+        self.completion.model
+    }
+
     pub(super) fn body(&self) -> Bytes {
         self.body.clone()
     }

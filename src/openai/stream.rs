@@ -36,14 +36,11 @@ pub struct Ending {
 /// Time limits of one stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamLimits {
-    started: Instant,
-    timeouts: Timeouts,
-}
-
-impl StreamLimits {
-    pub(super) fn from_now(timeouts: Timeouts) -> Self {
-        Self { started: Instant::now(), timeouts }
-    }
+    /// From when the whole is counted, retries and waits included.
+    pub(super) started: Instant,
+    /// From when the first word is: when the question was sent that is being answered.
+    pub(super) asked: Instant,
+    pub(super) timeouts: Timeouts,
 }
 
 /// After the finish reason only the usage is missing, which is not worth a long wait.
@@ -93,7 +90,7 @@ enum Arrived {
 
 impl AnswerStream {
     pub(super) fn new(response: Response, limits: StreamLimits, secrets: Secrets) -> Self {
-        let alarm = Box::pin(sleep_until(limits.started + limits.timeouts.first_token));
+        let alarm = Box::pin(sleep_until(limits.asked + limits.timeouts.first_token));
         let (decoder, reading) = (Decoder::default(), Reading::default());
         Self { response, limits, secrets, decoder, reading, last_event: None, alarm }
     }
@@ -185,7 +182,7 @@ impl AnswerStream {
         let next = match (self.reading.finished_at, self.last_event) {
             (Some(finished), _) => (finished + USAGE_WAIT, Stage::Idle, idle),
             (None, Some(last)) => (last + idle, Stage::Idle, idle),
-            (None, None) => (self.limits.started + first_token, Stage::FirstToken, first_token),
+            (None, None) => (self.limits.asked + first_token, Stage::FirstToken, first_token),
         };
         let end = self.limits.started + total;
         if end < next.0 { (end, Stage::Total, total) } else { next }

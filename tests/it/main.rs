@@ -43,3 +43,4 @@ mod streams;
 mod titles;
 mod two_apps;
 mod upstream_failures;
+mod upstream_retries;

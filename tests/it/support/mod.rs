@@ -30,10 +30,16 @@ pub const CANARY_KEY: &str = "sk-canary-4f1b9c72e0";
 /// Longer than anything a passing test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The variables that every test starts from.
+/// The variables that every test starts from. Nothing is asked again, so that a test sees each failure by itself; those
+/// of `upstream_retries` say otherwise.
 pub fn variables(upstream: &Url) -> Variables {
-    let pairs =
-        [("OPENAI_API_KEY", CANARY_KEY), ("OPENAI_BASE_URL", upstream.as_str()), ("HOST", "127.0.0.1"), ("PORT", "0")];
+    let pairs = [
+        ("OPENAI_API_KEY", CANARY_KEY),
+        ("OPENAI_BASE_URL", upstream.as_str()),
+        ("HOST", "127.0.0.1"),
+        ("PORT", "0"),
+        ("UPSTREAM_MAX_RETRIES", "0"),
+    ];
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
 }
 

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use url::Url;
 
 /// The address of OpenAI's own API.
@@ -50,8 +50,9 @@ impl Listen {
 /// The chat API that answers.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// `OPENAI_API_KEY`, or the content of the file that `OPENAI_API_KEY_FILE` names. Required, except for `--demo`.
-    pub api_key: SecretString,
+    /// `OPENAI_API_KEY`, or the content of the file that `OPENAI_API_KEY_FILE` names: one or several, separated by commas
+    /// or lines. Required, except for `--demo`.
+    pub api_keys: Vec<SecretString>,
     /// `OPENAI_BASE_URL`, version included. Default <https://api.openai.com/v1>.
     pub base_url: Url,
     /// `OPENAI_ORG_ID`, sent as `OpenAI-Organization`.
@@ -259,7 +260,7 @@ const MAX_RETRIES: u32 = 2;
 impl Upstream {
     fn placeholder() -> Self {
         Self {
-            api_key: SecretString::from("sk-demo"),
+            api_keys: vec![SecretString::from("sk-demo")],
             base_url: parse_fixed(OPENAI_BASE_URL),
             organization: None,
             project: None,
@@ -325,7 +326,7 @@ impl<'a> Reader<'a> {
 
     fn upstream(&mut self) -> Upstream {
         Upstream {
-            api_key: self.secret("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
+            api_keys: self.secrets("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
             base_url: self.base_url(),
             organization: self.header_text("OPENAI_ORG_ID"),
             project: self.header_text("OPENAI_PROJECT_ID"),
@@ -364,38 +365,49 @@ impl<'a> Reader<'a> {
         self.parse(name, default, &expected, seconds)
     }
 
-    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
-    fn secret(&mut self, name: &'static str, file_name: &'static str) -> SecretString {
+    /// Secrets, separated by commas or lines, from their variable or from the file that its `_FILE` variable names. No
+    /// problem shows a value.
+    fn secrets(&mut self, name: &'static str, file_name: &'static str) -> Vec<SecretString> {
         let direct = self.text(name);
         let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
             Ok(content) if content.trim().is_empty() => {
                 self.problems.push(format!("{file_name}: the file {path:?} is empty"));
                 None
             }
-            Ok(content) => Some(content.trim().to_owned()),
+            Ok(content) => Some(content),
             Err(error) => {
                 self.problems.push(format!("{file_name}: cannot read {path:?}: {error}"));
                 None
             }
         });
-        let value = match (direct, from_file) {
+        let list = |text: &str| {
+            let words = text.split([',', '\n']).map(str::trim).filter(|word| !word.is_empty());
+            words.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let values = match (direct.map(list), from_file.as_deref().map(list)) {
             (Some(direct), Some(file)) if direct != file => {
                 self.problems.push(format!("{name} and {file_name} are both set and differ; keep one"));
-                return SecretString::default();
+                return Vec::new();
             }
-            (Some(direct), _) => direct.to_owned(),
-            (None, Some(file)) => file,
+            (Some(values), _) | (None, Some(values)) => values,
             (None, None) => {
                 if self.text(file_name).is_none() {
                     self.problems.push(format!("{name} (or {file_name}) is required"));
                 }
-                return SecretString::default();
+                return Vec::new();
             }
         };
-        if !value.bytes().all(|b| b.is_ascii_graphic()) {
-            self.problems.push(format!("{name} must be one word of visible ASCII characters"));
-        }
-        SecretString::from(value)
+        let problem = if values.is_empty() {
+            Some("holds no key")
+        } else if !values.iter().all(|value| value.bytes().all(|b| b.is_ascii_graphic())) {
+            Some("must be one word of visible ASCII characters, or several separated by commas")
+        } else if values.iter().collect::<BTreeSet<_>>().len() < values.len() {
+            Some("holds a key twice")
+        } else {
+            None
+        };
+        self.problems.extend(problem.map(|problem| format!("{name} {problem}")));
+        values.into_iter().map(SecretString::from).collect()
     }
 
     fn base_url(&mut self) -> Url {
@@ -533,7 +545,7 @@ impl Config {
         }
         let url = &self.upstream.base_url;
         let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if url.scheme() == "http" && !local && !self.upstream.api_key.expose_secret().is_empty() {
+        if url.scheme() == "http" && !local && !self.upstream.api_keys.is_empty() {
             warnings.push("OPENAI_BASE_URL is http://: the key and every message travel unencrypted");
         }
         warnings
@@ -543,6 +555,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use secrecy::ExposeSecret;
 
     fn variables(pairs: &[(&str, &str)]) -> Variables {
         pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
@@ -623,16 +636,40 @@ mod tests {
         }
     }
 
+    fn shown(keys: &[SecretString]) -> Vec<&str> {
+        keys.iter().map(ExposeSecret::expose_secret).collect()
+    }
+
+    #[test]
+    fn several_keys_are_separated_by_commas_or_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, "sk-1\r\nsk-2\n\nsk-3,sk-4\n").unwrap();
+        let file = path.to_str().unwrap();
+        let keys =
+            |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_keys);
+        assert_eq!(shown(&keys(&[("OPENAI_API_KEY", " sk-1, sk-2,")]).unwrap()), ["sk-1", "sk-2"]);
+        let all = ["sk-1", "sk-2", "sk-3", "sk-4"];
+        assert_eq!(shown(&keys(&[("OPENAI_API_KEY_FILE", file)]).unwrap()), all);
+        let both = [("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-1,sk-2,sk-3,sk-4")];
+        assert_eq!(shown(&keys(&both).unwrap()), all);
+        for (bad, problem) in [(",", "no key"), ("sk-1,sk-canary,sk-canary", "twice"), ("sk-1,sk canary", "one word")] {
+            let error = keys(&[("OPENAI_API_KEY", bad)]).unwrap_err().to_string();
+            assert!(error.contains(problem) && !error.contains("canary"), "{error}");
+        }
+    }
+
     #[test]
     fn the_key_may_come_from_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         fs::write(&path, "sk-from-file\n").unwrap();
         let file = path.to_str().unwrap();
-        let key = |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_key);
+        let key =
+            |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_keys);
 
         let read = key(&[("OPENAI_API_KEY_FILE", file)]).unwrap();
-        assert_eq!(read.expose_secret(), "sk-from-file");
+        assert_eq!(shown(&read), ["sk-from-file"]);
         key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-from-file")]).unwrap();
         let differ = key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-other")]).unwrap_err().to_string();
         assert!(differ.contains("differ") && !differ.contains("sk-other"), "{differ}");

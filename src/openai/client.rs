@@ -8,7 +8,6 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
     redirect,
 };
-use secrecy::ExposeSecret;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use url::Url;
 
@@ -19,6 +18,7 @@ use crate::{
         classify::{classify, transport_failure},
         dialect::Dialects,
         error::{Stage, UpstreamError},
+        keys::{Keys, Pass},
         redact::Secrets,
         request::{Completion, Form, Question},
         retry::{Failure, Retries},
@@ -47,6 +47,7 @@ pub enum ClientError {
 #[derive(Debug)]
 pub struct Client {
     http: reqwest::Client,
+    keys: Keys,
     completions: Url,
     models: Url,
     secrets: Secrets,
@@ -73,9 +74,10 @@ impl Client {
         }
         Ok(Self {
             http: builder.build()?,
+            keys: Keys::new(&upstream.api_keys)?,
             completions: endpoint(&upstream.base_url, &["chat", "completions"])?,
             models: endpoint(&upstream.base_url, &["models"])?,
-            secrets: Secrets::new(std::slice::from_ref(&upstream.api_key)),
+            secrets: Secrets::new(&upstream.api_keys),
             max_retries: upstream.max_retries,
             timeouts: upstream.timeouts,
             dialects: Dialects::default(),
@@ -116,39 +118,63 @@ impl Client {
         Ok(AnswerStream::new(response, limits, self.secrets.clone()))
     }
 
-    /// Asks which models there are; costs nothing. It is asked once: whoever wants to know asks again by itself.
+    /// Asks which models there are; costs nothing.
+    ///
+    /// Each key is asked with until one is accepted, resting or not, and nothing else is tried twice: it asks again by
+    /// itself who wants to know. What comes of it is held against no key, for a key may chat and not list.
     ///
     /// # Errors
     /// Every way in which there is no list.
     pub async fn models(&self) -> Result<Vec<Model>, UpstreamError> {
         let deadline = Deadline::after(self.timeouts.models, Stage::FirstByte);
-        deadline
-            .bounds(async {
-                let request = Request::new(Method::GET, self.models.clone());
-                let response = self.execute(request, deadline).await.map_err(|failure| failure.error)?;
-                if !response.status().is_success() {
-                    return Err(self.refusal(response).await.0.error);
-                }
-                let body = read(response, MAX_ANSWER_BYTES).await?;
-                decode_models(&body)
-            })
-            .await
+        let mut refused = UpstreamError::Unauthorized;
+        for bearer in self.keys.for_the_model_list() {
+            let list = deadline.bounds(self.models_with(bearer.clone(), deadline)).await;
+            match list {
+                Err(error) if error.is_about_the_key() => refused = error,
+                list => return list,
+            }
+        }
+        Err(refused)
     }
 
-    /// Sends a completion, and sends it again as long as that is worth it, until the head of a response says success,
-    /// whatever its body will be. Also tells when the request was sent that is being answered.
+    async fn models_with(&self, bearer: HeaderValue, deadline: Deadline) -> Result<Vec<Model>, UpstreamError> {
+        let mut request = Request::new(Method::GET, self.models.clone());
+        request.headers_mut().insert(AUTHORIZATION, bearer);
+        let response = self.execute(request, deadline).await.map_err(|failure| failure.error)?;
+        if !response.status().is_success() {
+            return Err(self.refusal(response).await.0.error);
+        }
+        decode_models(&read(response, MAX_ANSWER_BYTES).await?)
+    }
+
+    /// Sends a completion until the head of a response says success, whatever its body will be: with another key when
+    /// one is refused, and again as long as that is worth it. Also tells when the request was sent that is answered.
     async fn send(
         &self,
         completion: &Completion<'_>,
         form: Form,
         deadline: Deadline,
     ) -> Result<(Response, Instant), UpstreamError> {
-        let mut question = Question::new(completion, form, self.dialects.of(completion.model))?;
+        let model = completion.model;
+        let mut question = Question::new(completion, form, self.dialects.of(model))?;
         let mut retries = Retries::new(self.max_retries);
+        let mut pass = self.keys.first(model)?;
         loop {
             let asked = Instant::now();
-            let failure = match self.ask(&mut question, deadline).await {
-                Ok(response) => return Ok((response, asked)),
+            let failure = match self.ask(&mut question, &pass, deadline).await {
+                Ok(response) => {
+                    pass.succeeded(model);
+                    return Ok((response, asked));
+                }
+                Err(failure) => failure,
+            };
+            let key = pass.number();
+            let failure = match pass.failed(model, failure) {
+                Ok(another) => {
+                    pass = another;
+                    continue;
+                }
                 Err(failure) => failure,
             };
             let Some(wait) = retries.next(&failure, deadline.left()) else {
@@ -156,8 +182,9 @@ impl Client {
             };
             let status = failure.status.map(|status| status.as_u16());
             let reason = failure.error.in_own_words();
-            tracing::info!(model = completion.model, status, reason, ?wait, "the upstream is asked again");
+            tracing::info!(key, model, status, reason, ?wait, "the upstream is asked again");
             sleep(wait).await;
+            pass = self.keys.after_wait(model).map_err(|_| failure.error)?;
         }
     }
 
@@ -165,9 +192,10 @@ impl Client {
     ///
     /// When the model refuses a parameter that can be written otherwise, it is asked again at once, at most once for
     /// each such parameter, and its dialect is remembered.
-    async fn ask(&self, question: &mut Question<'_>, deadline: Deadline) -> Result<Response, Failure> {
+    async fn ask(&self, question: &mut Question<'_>, pass: &Pass<'_>, deadline: Deadline) -> Result<Response, Failure> {
         loop {
             let mut request = Request::new(Method::POST, self.completions.clone());
+            request.headers_mut().insert(AUTHORIZATION, pass.bearer());
             request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             *request.body_mut() = Some(question.body().into());
             let response = self.execute(request, deadline).await?;
@@ -237,9 +265,6 @@ impl Deadline {
 
 fn headers(upstream: &Upstream) -> Result<HeaderMap, InvalidHeaderValue> {
     let mut headers = HeaderMap::new();
-    let mut bearer = HeaderValue::try_from(format!("Bearer {}", upstream.api_key.expose_secret()))?;
-    bearer.set_sensitive(true);
-    headers.insert(AUTHORIZATION, bearer);
     let named = [("openai-organization", &upstream.organization), ("openai-project", &upstream.project)];
     for (name, value) in named {
         if let Some(value) = value {

@@ -55,6 +55,11 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
+    /// Whether another key might get another answer.
+    pub(super) fn is_about_the_key(&self) -> bool {
+        matches!(self, Self::Unauthorized | Self::QuotaExceeded | Self::RateLimited { .. })
+    }
+
     /// The error in this service's own words; `None` where the words are the upstream's, which may quote a prompt.
     #[must_use]
     pub fn in_own_words(&self) -> Option<String> {
@@ -103,6 +108,11 @@ impl Said {
 
     pub(super) fn new(text: &str, secrets: &Secrets) -> Self {
         Self(secrets.redact(text).chars().take(Self::MAX_CHARS).collect())
+    }
+
+    /// In our own words, for those who did not ask the upstream themselves: what it said was for somebody else.
+    pub(super) fn every_key_is_limited() -> Self {
+        Self("OpenAI API limits this service for the model for now".to_owned())
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Failure {
     pub(super) status: Option<StatusCode>,
     /// What `x-should-retry` says.
     advice: Option<bool>,
-    retry_after: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Failure {
@@ -56,6 +56,11 @@ impl Failure {
             _ => None,
         };
         Self { error, status: Some(status), advice, retry_after: retry_after(headers) }
+    }
+
+    /// A rate limit that will be over after `wait`.
+    pub(super) fn limited(error: UpstreamError, wait: Duration) -> Self {
+        Self { error, status: Some(StatusCode::TOO_MANY_REQUESTS), advice: None, retry_after: Some(wait) }
     }
 
     fn worth(&self) -> Worth {

@@ -1,0 +1,446 @@
+//! The keys, and with which of them the upstream is asked next.
+//!
+//! Each question goes out with the next key, so that load is spread. A key that the upstream refuses rests, and another
+//! one serves at once:
+//!
+//! | refused because | rests for | how long |
+//! |---|---|---|
+//! | rate limited | that model | as long as the upstream says, else 5 s; at most 5 minutes |
+//! | its account has no money | every model | 5 minutes |
+//! | not accepted: 401 | every model | 5 minutes |
+//!
+//! Limits are counted for each model, so other models go on. The only key there is never rests for every model: nobody
+//! could serve in its place, being refused costs nothing, and a bill that has been paid should show at once. After a
+//! 403 nothing rests, for that may be about the model, which callers choose.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use reqwest::{
+    StatusCode,
+    header::{HeaderValue, InvalidHeaderValue},
+};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::time::Instant;
+
+use crate::openai::{
+    error::{Said, UpstreamError},
+    retry::Failure,
+};
+
+/// How long a rate limit counts for which the upstream names no time.
+const LIMITED: Duration = Duration::from_secs(5);
+
+/// How long a key rests that is refused for what only people can change; also the longest rest there is.
+const LONG: Duration = Duration::from_secs(300);
+
+/// Most models remembered for each key. They must exist upstream to be limited there, so this is not reached.
+const MAX_MODELS: usize = 1000;
+
+/// Every key, and what is known of each. No key can be read from it but as a header.
+#[derive(Debug)]
+pub(super) struct Keys {
+    /// `Bearer …`, marked as sensitive.
+    bearers: Vec<HeaderValue>,
+    pool: Mutex<Pool>,
+}
+
+impl Keys {
+    /// # Errors
+    /// A key that cannot be sent in a header.
+    pub(super) fn new(keys: &[SecretString]) -> Result<Self, InvalidHeaderValue> {
+        let bearer = |key: &SecretString| {
+            let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))?;
+            bearer.set_sensitive(true);
+            Ok(bearer)
+        };
+        let pool = Mutex::new(Pool { keys: keys.iter().map(|_| Key::default()).collect(), next: 0 });
+        Ok(Self { bearers: keys.iter().map(bearer).collect::<Result<_, _>>()?, pool })
+    }
+
+    /// A key for a question about `model`.
+    ///
+    /// # Errors
+    /// None can be asked with now, and why.
+    pub(super) fn first(&self, model: &str) -> Result<Pass<'_>, UpstreamError> {
+        self.pick(model, Vec::new()).map_err(UpstreamError::from)
+    }
+
+    /// A key for a question that has waited as long as it had to. Where no time was named, that is less than its keys
+    /// rest, and it goes out with the one that rests least.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn after_wait(&self, model: &str) -> Result<Pass<'_>, UpstreamError> {
+        self.first(model).or_else(|error| {
+            let index = self.lock().least_limited(Instant::now(), model).ok_or(error)?;
+            Ok(Pass { keys: self, index, is_early: true, tried: Vec::new() })
+        })
+    }
+
+    /// Every key for what says nothing about chats, those that rest last. Nothing that comes of it is held against them.
+    pub(super) fn for_the_model_list(&self) -> Vec<&HeaderValue> {
+        let (now, pool) = (Instant::now(), self.lock());
+        let rests = |index: usize| pool.keys.get(index).is_some_and(|key| key.rests(now).is_some());
+        let mut order: Vec<_> = self.bearers.iter().enumerate().collect();
+        order.sort_by_key(|(index, _)| rests(*index));
+        order.into_iter().map(|(_, bearer)| bearer).collect()
+    }
+
+    fn pick(&self, model: &str, tried: Vec<usize>) -> Result<Pass<'_>, Obstacle> {
+        let index = self.lock().pick(Instant::now(), model, &tried)?;
+        Ok(Pass { keys: self, index, is_early: false, tried })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One attempt with one key.
+#[derive(Debug)]
+pub(super) struct Pass<'a> {
+    keys: &'a Keys,
+    index: usize,
+    /// Whether the key was to rest longer.
+    is_early: bool,
+    /// The keys that have been refused for the same question since it last waited.
+    tried: Vec<usize>,
+}
+
+impl<'a> Pass<'a> {
+    /// The header that carries the key.
+    pub(super) fn bearer(&self) -> HeaderValue {
+        self.keys.bearers.get(self.index).cloned().unwrap_or_else(|| HeaderValue::from_static(""))
+    }
+
+    /// The key's place in the list, from 1: its name in the log.
+    pub(super) fn number(&self) -> usize {
+        self.index + 1
+    }
+
+    /// The upstream has begun to answer.
+    pub(super) fn succeeded(self, model: &str) {
+        // Others that succeed now may have been sent before the key was limited.
+        if self.is_early
+            && let Some(key) = self.keys.lock().keys.get_mut(self.index)
+        {
+            key.limited.remove(model);
+        }
+    }
+
+    /// The attempt failed. Where that is the key's fault: another key, which may be asked with at once.
+    ///
+    /// # Errors
+    /// The failure when there is none, or what would be waited for instead, if another key is nearer to serving.
+    pub(super) fn failed(mut self, model: &str, failure: Failure) -> Result<Pass<'a>, Failure> {
+        let Some(rest) = Rest::after(&failure) else {
+            return Err(failure);
+        };
+        let now = Instant::now();
+        let is_new = self.keys.lock().rest(now, self.index, model, rest);
+        if is_new {
+            tracing::warn!(
+                key = self.number(),
+                model,
+                reason = rest.reason(),
+                seconds = rest.time().as_secs_f64(),
+                "a key rests"
+            );
+        }
+        self.tried.push(self.index);
+        let (keys, index) = (self.keys, self.index);
+        keys.pick(model, self.tried).map_err(|_| keys.lock().best(now, index, model, failure))
+    }
+}
+
+/// Why a key is to rest, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rest {
+    Limited(Duration),
+    NoMoney,
+    Refused,
+}
+
+impl Rest {
+    fn after(failure: &Failure) -> Option<Self> {
+        match &failure.error {
+            UpstreamError::RateLimited { retry_after, .. } => {
+                Some(Self::Limited(retry_after.unwrap_or(LIMITED).min(LONG)))
+            }
+            UpstreamError::QuotaExceeded => Some(Self::NoMoney),
+            UpstreamError::Unauthorized if failure.status == Some(StatusCode::UNAUTHORIZED) => Some(Self::Refused),
+            _ => None,
+        }
+    }
+
+    fn time(self) -> Duration {
+        match self {
+            Self::Limited(time) => time,
+            Self::NoMoney | Self::Refused => LONG,
+        }
+    }
+
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Limited(_) => "rate limited",
+            Self::NoMoney => "no money",
+            Self::Refused => "not accepted",
+        }
+    }
+}
+
+/// Why a key cannot be asked with now, the one nearest to serving first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Obstacle {
+    /// For so long.
+    Limited(Duration),
+    NoMoney,
+    Refused,
+}
+
+impl From<Obstacle> for UpstreamError {
+    fn from(obstacle: Obstacle) -> Self {
+        match obstacle {
+            // In our own words: the upstream's were for somebody else.
+            Obstacle::Limited(wait) => {
+                Self::RateLimited { message: Said::every_key_is_limited(), retry_after: Some(wait) }
+            }
+            Obstacle::NoMoney => Self::QuotaExceeded,
+            Obstacle::Refused => Self::Unauthorized,
+        }
+    }
+}
+
+/// What is known of the keys. The time is given to it.
+#[derive(Debug)]
+struct Pool {
+    keys: Vec<Key>,
+    /// Whose turn it is.
+    next: usize,
+}
+
+/// What is known of one key.
+#[derive(Debug, Default)]
+struct Key {
+    /// For every model: until when, and why.
+    rest: Option<(Instant, Obstacle)>,
+    /// For single models.
+    limited: HashMap<String, Instant>,
+}
+
+impl Key {
+    /// Why it rests for every model.
+    fn rests(&self, now: Instant) -> Option<Obstacle> {
+        self.rest.filter(|(until, _)| *until > now).map(|(_, why)| why)
+    }
+
+    fn limited_for(&self, now: Instant, model: &str) -> Option<Duration> {
+        self.limited.get(model).map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    fn obstacle(&self, now: Instant, model: &str) -> Option<Obstacle> {
+        self.rests(now).or_else(|| self.limited_for(now, model).map(Obstacle::Limited))
+    }
+}
+
+impl Pool {
+    /// The next key in turn that can be asked with and is not one of `tried`.
+    fn pick(&mut self, now: Instant, model: &str, tried: &[usize]) -> Result<usize, Obstacle> {
+        let mut nearest = Obstacle::Refused;
+        for index in (self.next..self.keys.len()).chain(0..self.next) {
+            let Some(key) = self.keys.get(index).filter(|_| !tried.contains(&index)) else { continue };
+            match key.obstacle(now, model) {
+                Some(obstacle) => nearest = nearest.min(obstacle),
+                None => {
+                    self.next = if index + 1 < self.keys.len() { index + 1 } else { 0 };
+                    return Ok(index);
+                }
+            }
+        }
+        Err(nearest)
+    }
+
+    /// The key whose rate limit ends first, if only that stands in the way.
+    fn least_limited(&self, now: Instant, model: &str) -> Option<usize> {
+        let limited = self.keys.iter().enumerate().filter_map(|(index, key)| match key.obstacle(now, model) {
+            Some(Obstacle::Limited(left)) => Some((left, index)),
+            _ => None,
+        });
+        limited.min().map(|(_, index)| index)
+    }
+
+    /// Lets a key rest. Whether it did not before.
+    fn rest(&mut self, now: Instant, index: usize, model: &str, rest: Rest) -> bool {
+        let is_only_one = self.keys.len() == 1;
+        let Some(key) = self.keys.get_mut(index) else { return false };
+        let is_new = key.obstacle(now, model).is_none();
+        let until = now + rest.time();
+        match rest {
+            Rest::Limited(_) => {
+                key.limited.retain(|_, until| *until > now);
+                if key.limited.len() < MAX_MODELS || key.limited.contains_key(model) {
+                    key.limited.insert(model.to_owned(), until);
+                }
+            }
+            _ if is_only_one => return false,
+            Rest::NoMoney => key.rest = Some((until, Obstacle::NoMoney)),
+            Rest::Refused => key.rest = Some((until, Obstacle::Refused)),
+        }
+        is_new
+    }
+
+    /// What the caller of a question is told whose every key is refused, the last one by `failure`: what helps most.
+    fn best(&self, now: Instant, index: usize, model: &str, mut failure: Failure) -> Failure {
+        let others = self.keys.iter().enumerate().filter(|(other, _)| *other != index);
+        // One that was refused before, for this question, and rests no more, can be asked at once.
+        let obstacle = |key: &Key| key.obstacle(now, model).unwrap_or(Obstacle::Limited(Duration::ZERO));
+        let Some(nearest) = others.map(|(_, key)| obstacle(key)).min() else {
+            return failure;
+        };
+        match (&mut failure.error, nearest) {
+            (UpstreamError::RateLimited { retry_after, .. }, Obstacle::Limited(wait)) => {
+                *retry_after = Some(wait.min(retry_after.unwrap_or(LIMITED)));
+                // Where no time was named, this service waits as it sees fit.
+                failure.retry_after = failure.retry_after.map(|named| named.min(wait));
+                failure
+            }
+            (UpstreamError::QuotaExceeded | UpstreamError::Unauthorized, Obstacle::Limited(wait)) => {
+                Failure::limited(nearest.into(), wait)
+            }
+            (UpstreamError::Unauthorized, Obstacle::NoMoney) => Failure::silent(nearest.into()),
+            _ => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::openai::redact::Secrets;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pool(keys: usize) -> (Pool, Instant) {
+        (Pool { keys: (0..keys).map(|_| Key::default()).collect(), next: 0 }, Instant::now())
+    }
+
+    fn picks(pool: &mut Pool, now: Instant, count: usize) -> Vec<usize> {
+        (0..count).map(|_| pool.pick(now, "m", &[]).unwrap()).collect()
+    }
+
+    fn limited(retry_after: Option<Duration>) -> Failure {
+        let error = UpstreamError::RateLimited { message: Said::new("theirs", &Secrets::default()), retry_after };
+        let mut failure = Failure::limited(error, Duration::ZERO);
+        failure.retry_after = retry_after;
+        failure
+    }
+
+    #[test]
+    fn keys_take_turns_and_those_awake_share_the_turn_of_one_that_rests() {
+        let (mut pool, now) = pool(3);
+        assert_eq!(picks(&mut pool, now, 6), [0, 1, 2, 0, 1, 2]);
+        assert!(pool.rest(now, 0, "m", Rest::Refused));
+        assert_eq!(picks(&mut pool, now, 4), [1, 2, 1, 2]);
+        assert_eq!(pool.pick(now, "m", &[1]), Ok(2));
+        assert_eq!(pool.pick(now, "m", &[1, 2]), Err(Obstacle::Refused));
+        assert!(!pool.rest(now, 0, "m", Rest::Refused), "nothing new");
+    }
+
+    #[test]
+    fn a_limited_key_rests_for_its_model_alone_and_as_long_as_named() {
+        let (mut pool, now) = pool(1);
+        pool.rest(now, 0, "m", Rest::Limited(3 * SECOND));
+        assert_eq!(pool.pick(now + SECOND, "m", &[]), Err(Obstacle::Limited(2 * SECOND)));
+        assert_eq!(pool.pick(now + SECOND, "other", &[]), Ok(0));
+        assert_eq!(pool.pick(now + 3 * SECOND, "m", &[]), Ok(0));
+        let named = |retry_after| Rest::after(&limited(retry_after)).unwrap().time();
+        assert_eq!([named(Some(SECOND)), named(None), named(Some(LONG * 2))], [SECOND, LIMITED, LONG]);
+    }
+
+    #[test]
+    fn a_key_without_money_or_standing_rests_for_every_model_unless_it_is_the_only_one() {
+        for rest in [Rest::NoMoney, Rest::Refused] {
+            let (mut two, now) = pool(2);
+            two.rest(now, 0, "m", rest);
+            two.rest(now, 1, "m", rest);
+            assert!(two.pick(now + LONG - SECOND, "other", &[]).is_err());
+            assert_eq!(two.pick(now + LONG, "other", &[]), Ok(0));
+            let (mut one, now) = pool(1);
+            assert!(!one.rest(now, 0, "m", rest));
+            assert_eq!(one.pick(now, "m", &[]), Ok(0));
+        }
+        let refused =
+            |status| Failure::refused(status, &reqwest::header::HeaderMap::new(), UpstreamError::Unauthorized);
+        assert_eq!(Rest::after(&refused(StatusCode::UNAUTHORIZED)), Some(Rest::Refused));
+        assert_eq!(Rest::after(&refused(StatusCode::FORBIDDEN)), None);
+    }
+
+    #[test]
+    fn when_every_key_rests_the_one_nearest_to_serving_says_why() {
+        let (mut pool, now) = pool(4);
+        pool.rest(now, 0, "m", Rest::Refused);
+        pool.rest(now, 1, "m", Rest::NoMoney);
+        assert_eq!(pool.pick(now, "m", &[2, 3]), Err(Obstacle::NoMoney));
+        pool.rest(now, 2, "m", Rest::Limited(9 * SECOND));
+        pool.rest(now, 3, "m", Rest::Limited(4 * SECOND));
+        assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Limited(4 * SECOND)));
+        assert_eq!(pool.least_limited(now, "m"), Some(3));
+        assert_eq!(pool.least_limited(now, "other"), None);
+        let told = UpstreamError::from(Obstacle::Limited(4 * SECOND));
+        assert!(matches!(told, UpstreamError::RateLimited { retry_after: Some(wait), .. } if wait == 4 * SECOND));
+    }
+
+    #[test]
+    fn a_question_whose_every_key_is_refused_is_told_what_helps_most() {
+        let (mut pool, now) = pool(2);
+        let told = |pool: &Pool, failure| {
+            let best = pool.best(now, 1, "m", failure);
+            (best.error, best.retry_after)
+        };
+        let money = || Failure::silent(UpstreamError::QuotaExceeded);
+        let key = || Failure::silent(UpstreamError::Unauthorized);
+        pool.rest(now, 0, "m", Rest::NoMoney);
+        assert_eq!(told(&pool, key()), (UpstreamError::QuotaExceeded, None));
+        assert_eq!(told(&pool, money()), (UpstreamError::QuotaExceeded, None));
+        assert_eq!(told(&pool, limited(Some(SECOND))).1, Some(SECOND));
+
+        pool.keys[0] = Key::default();
+        pool.rest(now, 0, "m", Rest::Limited(2 * SECOND));
+        for failure in [key(), money()] {
+            let (error, wait) = told(&pool, failure);
+            assert!(matches!(error, UpstreamError::RateLimited { .. }) && wait == Some(2 * SECOND), "{error:?}");
+        }
+        assert_eq!(told(&pool, limited(Some(9 * SECOND))).1, Some(2 * SECOND));
+        assert_eq!(told(&pool, limited(Some(SECOND))).1, Some(SECOND));
+        // The caller is told the nearest time; the service itself waits as it does without one.
+        let (error, wait) = told(&pool, limited(None));
+        assert!(matches!(error, UpstreamError::RateLimited { retry_after: Some(wait), .. } if wait == 2 * SECOND));
+        assert_eq!(wait, None);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (mut pool, now) = pool(1);
+        for n in 0..MAX_MODELS + 5 {
+            pool.rest(now, 0, &n.to_string(), Rest::Limited(SECOND));
+        }
+        assert_eq!(pool.keys[0].limited.len(), MAX_MODELS);
+        pool.rest(now + SECOND, 0, "later", Rest::Limited(SECOND));
+        assert_eq!(pool.keys[0].limited.len(), 1);
+    }
+
+    #[test]
+    fn no_key_is_shown() {
+        let keys = Keys::new(&["sk-canary-one".into(), "sk-canary-two".into()]).unwrap();
+        let pass = keys.first("m").unwrap();
+        let shown = format!("{keys:?} {pass:?}");
+        assert!(!shown.contains("canary"), "{shown}");
+        assert_eq!(pass.bearer(), "Bearer sk-canary-one");
+        let unsendable = format!("{:?}", Keys::new(&["sk-canary\n".into()]));
+        assert!(!unsendable.contains("canary"), "{unsendable}");
+    }
+}

@@ -61,7 +61,32 @@ pub struct Upstream {
     pub project: Option<String>,
     /// `UPSTREAM_MAX_RETRIES`: how often a question is asked again that failed before its answer began, 0 to 10. 2.
     pub max_retries: u32,
+    pub breaker: BreakerLimits,
     pub timeouts: Timeouts,
+}
+
+/// When a key that fails is left alone, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// So many failures, 5, …; 0 is never.
+    pub failures: usize,
+    /// … in that time, 10 s.
+    pub within: Duration,
+    /// 5 s at first, doubled each time it still fails, …
+    pub open: Duration,
+    /// … up to this, 60 s.
+    pub longest: Duration,
+}
+
+impl Default for BreakerLimits {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            within: Duration::from_secs(10),
+            open: Duration::from_secs(5),
+            longest: Duration::from_secs(60),
+        }
+    }
 }
 
 /// How long the upstream may take.
@@ -246,10 +271,12 @@ impl Config {
         read.finish(listen)
     }
 
-    /// The same configuration with another upstream, asked with a key that is no secret: the simulator.
+    /// The same configuration with another upstream, asked with a key that is no secret: the simulator. Its failures are
+    /// asked for, and must not get in the way of what is asked next.
     #[must_use]
     pub fn with_upstream(mut self, base_url: Url) -> Self {
         self.upstream.base_url = base_url;
+        self.upstream.breaker.failures = 0;
         self
     }
 }
@@ -265,6 +292,7 @@ impl Upstream {
             organization: None,
             project: None,
             max_retries: MAX_RETRIES,
+            breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
         }
     }
@@ -331,6 +359,7 @@ impl<'a> Reader<'a> {
             organization: self.header_text("OPENAI_ORG_ID"),
             project: self.header_text("OPENAI_PROJECT_ID"),
             max_retries: MAX_RETRIES,
+            breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
         }
     }

@@ -117,6 +117,7 @@ impl ApiError {
                 Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
             }
             UpstreamError::Server { retry_after, .. } => *retry_after,
+            UpstreamError::Unavailable { retry_after } => Some(*retry_after),
             _ => None,
         }
     }
@@ -182,6 +183,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Unauthorized => (StatusCode::BAD_GATEWAY, "upstream_auth"),
         UpstreamError::QuotaExceeded => (StatusCode::SERVICE_UNAVAILABLE, "upstream_quota"),
         UpstreamError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_overloaded"),
+        UpstreamError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
         UpstreamError::Unreachable(ConnectFailure::Tls) => (StatusCode::BAD_GATEWAY, "upstream_tls"),
         UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
         UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),

@@ -74,7 +74,7 @@ impl Client {
         }
         Ok(Self {
             http: builder.build()?,
-            keys: Keys::new(&upstream.api_keys)?,
+            keys: Keys::new(&upstream.api_keys, upstream.breaker)?,
             completions: endpoint(&upstream.base_url, &["chat", "completions"])?,
             models: endpoint(&upstream.base_url, &["models"])?,
             secrets: Secrets::new(&upstream.api_keys),
@@ -177,7 +177,8 @@ impl Client {
                 }
                 Err(failure) => failure,
             };
-            let Some(wait) = retries.next(&failure, deadline.left()) else {
+            let wait = retries.next(&failure, deadline.left());
+            let Some(wait) = wait.filter(|wait| !self.keys.are_open_for(*wait)) else {
                 return Err(failure.error);
             };
             let status = failure.status.map(|status| status.as_u16());

@@ -49,6 +49,9 @@ pub enum UpstreamError {
     /// The upstream has more to do than it can.
     #[error("OpenAI API is overloaded")]
     Overloaded { retry_after: Option<Duration> },
+    /// The upstream has failed so often that it is not asked now.
+    #[error("OpenAI API has failed too often and is not asked for now")]
+    Unavailable { retry_after: Duration },
     /// The upstream failed.
     #[error("OpenAI API failed with status {status}")]
     Server { status: u16, retry_after: Option<Duration> },

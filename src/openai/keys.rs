@@ -12,6 +12,9 @@
 //! Limits are counted for each model, so other models go on. The only key there is never rests for every model: nobody
 //! could serve in its place, being refused costs nothing, and a bill that has been paid should show at once. After a
 //! 403 nothing rests, for that may be about the model, which callers choose.
+//!
+//! A key with which the upstream fails too often is left alone by its `breaker`: no connection, none in time, no head of
+//! an answer in time, or a status from 500. What comes behind the head of an answer speaks for that answer alone.
 
 use std::{
     collections::HashMap,
@@ -26,9 +29,13 @@ use reqwest::{
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
-use crate::openai::{
-    error::{Said, UpstreamError},
-    retry::Failure,
+use crate::{
+    config::BreakerLimits,
+    openai::{
+        breaker::{Breaker, Passed},
+        error::{Said, UpstreamError},
+        retry::Failure,
+    },
 };
 
 /// How long a rate limit counts for which the upstream names no time.
@@ -51,13 +58,13 @@ pub(super) struct Keys {
 impl Keys {
     /// # Errors
     /// A key that cannot be sent in a header.
-    pub(super) fn new(keys: &[SecretString]) -> Result<Self, InvalidHeaderValue> {
+    pub(super) fn new(keys: &[SecretString], limits: BreakerLimits) -> Result<Self, InvalidHeaderValue> {
         let bearer = |key: &SecretString| {
             let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))?;
             bearer.set_sensitive(true);
             Ok(bearer)
         };
-        let pool = Mutex::new(Pool { keys: keys.iter().map(|_| Key::default()).collect(), next: 0 });
+        let pool = Mutex::new(Pool::new(keys.len(), limits));
         Ok(Self { bearers: keys.iter().map(bearer).collect::<Result<_, _>>()?, pool })
     }
 
@@ -76,9 +83,15 @@ impl Keys {
     /// As above.
     pub(super) fn after_wait(&self, model: &str) -> Result<Pass<'_>, UpstreamError> {
         self.first(model).or_else(|error| {
-            let index = self.lock().least_limited(Instant::now(), model).ok_or(error)?;
-            Ok(Pass { keys: self, index, is_early: true, tried: Vec::new() })
+            let (index, passed) = self.lock().least_limited(Instant::now(), model).ok_or(error)?;
+            Ok(Pass { keys: self, index, passed: Some(passed), is_early: true, tried: Vec::new() })
         })
+    }
+
+    /// Whether the breaker of every key is open for longer than `wait`.
+    pub(super) fn are_open_for(&self, wait: Duration) -> bool {
+        let now = Instant::now();
+        self.lock().keys.iter().all(|key| key.breaker.turns_away(now).is_some_and(|left| left > wait))
     }
 
     /// Every key for what says nothing about chats, those that rest last. Nothing that comes of it is held against them.
@@ -91,8 +104,8 @@ impl Keys {
     }
 
     fn pick(&self, model: &str, tried: Vec<usize>) -> Result<Pass<'_>, Obstacle> {
-        let index = self.lock().pick(Instant::now(), model, &tried)?;
-        Ok(Pass { keys: self, index, is_early: false, tried })
+        let (index, passed) = self.lock().pick(Instant::now(), model, &tried)?;
+        Ok(Pass { keys: self, index, passed: Some(passed), is_early: false, tried })
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -100,11 +113,13 @@ impl Keys {
     }
 }
 
-/// One attempt with one key.
+/// One attempt with one key. Dropped without a word about what came of it, it counts as left by its caller.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
     keys: &'a Keys,
     index: usize,
+    /// By the key's breaker, until that has been told what came of it.
+    passed: Option<Passed>,
     /// Whether the key was to rest longer.
     is_early: bool,
     /// The keys that have been refused for the same question since it last waited.
@@ -123,7 +138,8 @@ impl<'a> Pass<'a> {
     }
 
     /// The upstream has begun to answer.
-    pub(super) fn succeeded(self, model: &str) {
+    pub(super) fn succeeded(mut self, model: &str) {
+        self.tell_breaker(Instant::now(), false);
         // Others that succeed now may have been sent before the key was limited.
         if self.is_early
             && let Some(key) = self.keys.lock().keys.get_mut(self.index)
@@ -137,23 +153,48 @@ impl<'a> Pass<'a> {
     /// # Errors
     /// The failure when there is none, or what would be waited for instead, if another key is nearer to serving.
     pub(super) fn failed(mut self, model: &str, failure: Failure) -> Result<Pass<'a>, Failure> {
+        let now = Instant::now();
+        self.tell_breaker(now, failure.is_outage());
         let Some(rest) = Rest::after(&failure) else {
             return Err(failure);
         };
-        let now = Instant::now();
-        let is_new = self.keys.lock().rest(now, self.index, model, rest);
-        if is_new {
+        let (keys, index) = (self.keys, self.index);
+        if keys.lock().rest(now, index, model, rest) {
+            let seconds = rest.time().as_secs_f64();
+            tracing::warn!(key = self.number(), model, reason = rest.reason(), seconds, "a key rests");
+        }
+        let mut tried = std::mem::take(&mut self.tried);
+        tried.push(index);
+        keys.pick(model, tried).map_err(|_| keys.lock().best(now, index, model, failure))
+    }
+
+    fn tell_breaker(&mut self, now: Instant, is_outage: bool) {
+        let Some(passed) = self.passed.take() else { return };
+        let mut pool = self.keys.lock();
+        let Some(key) = pool.keys.get_mut(self.index) else { return };
+        let opened = if is_outage { key.breaker.failed(passed, now) } else { None };
+        let closed = !is_outage && key.breaker.succeeded(passed);
+        drop(pool);
+        if let Some(pause) = opened {
             tracing::warn!(
                 key = self.number(),
-                model,
-                reason = rest.reason(),
-                seconds = rest.time().as_secs_f64(),
-                "a key rests"
+                seconds = pause.as_secs_f64(),
+                "a key fails too often and is left alone"
             );
         }
-        self.tried.push(self.index);
-        let (keys, index) = (self.keys, self.index);
-        keys.pick(model, self.tried).map_err(|_| keys.lock().best(now, index, model, failure))
+        if closed {
+            tracing::info!(key = self.number(), "a key is answered again");
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(passed) = self.passed.take()
+            && let Some(key) = self.keys.lock().keys.get_mut(self.index)
+        {
+            key.breaker.left(passed, Instant::now());
+        }
     }
 }
 
@@ -193,13 +234,27 @@ impl Rest {
     }
 }
 
-/// Why a key cannot be asked with now, the one nearest to serving first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// Why a key cannot be asked with now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Obstacle {
     /// For so long.
     Limited(Duration),
+    /// Its breaker is, for so long.
+    Open(Duration),
     NoMoney,
     Refused,
+}
+
+impl Obstacle {
+    /// The one that is over sooner.
+    fn nearer(self, other: Self) -> Self {
+        let rank = |obstacle: Self| match obstacle {
+            Self::Limited(wait) | Self::Open(wait) => (0, wait),
+            Self::NoMoney => (1, Duration::ZERO),
+            Self::Refused => (2, Duration::ZERO),
+        };
+        if rank(other) < rank(self) { other } else { self }
+    }
 }
 
 impl From<Obstacle> for UpstreamError {
@@ -209,6 +264,7 @@ impl From<Obstacle> for UpstreamError {
             Obstacle::Limited(wait) => {
                 Self::RateLimited { message: Said::every_key_is_limited(), retry_after: Some(wait) }
             }
+            Obstacle::Open(wait) => Self::Unavailable { retry_after: wait },
             Obstacle::NoMoney => Self::QuotaExceeded,
             Obstacle::Refused => Self::Unauthorized,
         }
@@ -224,12 +280,13 @@ struct Pool {
 }
 
 /// What is known of one key.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Key {
     /// For every model: until when, and why.
     rest: Option<(Instant, Obstacle)>,
     /// For single models.
     limited: HashMap<String, Instant>,
+    breaker: Breaker,
 }
 
 impl Key {
@@ -242,22 +299,32 @@ impl Key {
         self.limited.get(model).map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }
 
+    /// What stands in the way longest.
     fn obstacle(&self, now: Instant, model: &str) -> Option<Obstacle> {
-        self.rests(now).or_else(|| self.limited_for(now, model).map(Obstacle::Limited))
+        self.rests(now).or_else(|| match (self.breaker.turns_away(now), self.limited_for(now, model)) {
+            (Some(open), limited) if limited.is_none_or(|limited| limited < open) => Some(Obstacle::Open(open)),
+            (_, limited) => limited.map(Obstacle::Limited),
+        })
     }
 }
 
 impl Pool {
+    fn new(keys: usize, limits: BreakerLimits) -> Self {
+        let key = || Key { rest: None, limited: HashMap::new(), breaker: Breaker::new(limits) };
+        Self { keys: std::iter::repeat_with(key).take(keys).collect(), next: 0 }
+    }
+
     /// The next key in turn that can be asked with and is not one of `tried`.
-    fn pick(&mut self, now: Instant, model: &str, tried: &[usize]) -> Result<usize, Obstacle> {
+    fn pick(&mut self, now: Instant, model: &str, tried: &[usize]) -> Result<(usize, Passed), Obstacle> {
+        let count = self.keys.len();
         let mut nearest = Obstacle::Refused;
-        for index in (self.next..self.keys.len()).chain(0..self.next) {
-            let Some(key) = self.keys.get(index).filter(|_| !tried.contains(&index)) else { continue };
+        for index in (self.next..count).chain(0..self.next) {
+            let Some(key) = self.keys.get_mut(index).filter(|_| !tried.contains(&index)) else { continue };
             match key.obstacle(now, model) {
-                Some(obstacle) => nearest = nearest.min(obstacle),
+                Some(obstacle) => nearest = nearest.nearer(obstacle),
                 None => {
-                    self.next = if index + 1 < self.keys.len() { index + 1 } else { 0 };
-                    return Ok(index);
+                    self.next = if index + 1 < count { index + 1 } else { 0 };
+                    return Ok((index, key.breaker.pass(now)));
                 }
             }
         }
@@ -265,12 +332,13 @@ impl Pool {
     }
 
     /// The key whose rate limit ends first, if only that stands in the way.
-    fn least_limited(&self, now: Instant, model: &str) -> Option<usize> {
-        let limited = self.keys.iter().enumerate().filter_map(|(index, key)| match key.obstacle(now, model) {
-            Some(Obstacle::Limited(left)) => Some((left, index)),
+    fn least_limited(&mut self, now: Instant, model: &str) -> Option<(usize, Passed)> {
+        let limited = self.keys.iter_mut().enumerate().filter_map(|(index, key)| match key.obstacle(now, model) {
+            Some(Obstacle::Limited(left)) => Some((left, index, key)),
             _ => None,
         });
-        limited.min().map(|(_, index)| index)
+        let (_, index, key) = limited.min_by_key(|(left, ..)| *left)?;
+        Some((index, key.breaker.pass(now)))
     }
 
     /// Lets a key rest. Whether it did not before.
@@ -298,11 +366,11 @@ impl Pool {
         let others = self.keys.iter().enumerate().filter(|(other, _)| *other != index);
         // One that was refused before, for this question, and rests no more, can be asked at once.
         let obstacle = |key: &Key| key.obstacle(now, model).unwrap_or(Obstacle::Limited(Duration::ZERO));
-        let Some(nearest) = others.map(|(_, key)| obstacle(key)).min() else {
+        let Some(nearest) = others.map(|(_, key)| obstacle(key)).reduce(Obstacle::nearer) else {
             return failure;
         };
         match (&mut failure.error, nearest) {
-            (UpstreamError::RateLimited { retry_after, .. }, Obstacle::Limited(wait)) => {
+            (UpstreamError::RateLimited { retry_after, .. }, Obstacle::Limited(wait) | Obstacle::Open(wait)) => {
                 *retry_after = Some(wait.min(retry_after.unwrap_or(LIMITED)));
                 // Where no time was named, this service waits as it sees fit.
                 failure.retry_after = failure.retry_after.map(|named| named.min(wait));
@@ -311,7 +379,8 @@ impl Pool {
             (UpstreamError::QuotaExceeded | UpstreamError::Unauthorized, Obstacle::Limited(wait)) => {
                 Failure::limited(nearest.into(), wait)
             }
-            (UpstreamError::Unauthorized, Obstacle::NoMoney) => Failure::silent(nearest.into()),
+            (UpstreamError::QuotaExceeded | UpstreamError::Unauthorized, Obstacle::Open(_))
+            | (UpstreamError::Unauthorized, Obstacle::NoMoney) => Failure::silent(nearest.into()),
             _ => failure,
         }
     }
@@ -325,11 +394,11 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn pool(keys: usize) -> (Pool, Instant) {
-        (Pool { keys: (0..keys).map(|_| Key::default()).collect(), next: 0 }, Instant::now())
+        (Pool::new(keys, BreakerLimits::default()), Instant::now())
     }
 
     fn picks(pool: &mut Pool, now: Instant, count: usize) -> Vec<usize> {
-        (0..count).map(|_| pool.pick(now, "m", &[]).unwrap()).collect()
+        (0..count).map(|_| pool.pick(now, "m", &[]).unwrap().0).collect()
     }
 
     fn limited(retry_after: Option<Duration>) -> Failure {
@@ -345,7 +414,7 @@ mod tests {
         assert_eq!(picks(&mut pool, now, 6), [0, 1, 2, 0, 1, 2]);
         assert!(pool.rest(now, 0, "m", Rest::Refused));
         assert_eq!(picks(&mut pool, now, 4), [1, 2, 1, 2]);
-        assert_eq!(pool.pick(now, "m", &[1]), Ok(2));
+        assert_eq!(pool.pick(now, "m", &[1]), Ok((2, Passed::Closed)));
         assert_eq!(pool.pick(now, "m", &[1, 2]), Err(Obstacle::Refused));
         assert!(!pool.rest(now, 0, "m", Rest::Refused), "nothing new");
     }
@@ -355,8 +424,8 @@ mod tests {
         let (mut pool, now) = pool(1);
         pool.rest(now, 0, "m", Rest::Limited(3 * SECOND));
         assert_eq!(pool.pick(now + SECOND, "m", &[]), Err(Obstacle::Limited(2 * SECOND)));
-        assert_eq!(pool.pick(now + SECOND, "other", &[]), Ok(0));
-        assert_eq!(pool.pick(now + 3 * SECOND, "m", &[]), Ok(0));
+        assert_eq!(pool.pick(now + SECOND, "other", &[]), Ok((0, Passed::Closed)));
+        assert_eq!(pool.pick(now + 3 * SECOND, "m", &[]), Ok((0, Passed::Closed)));
         let named = |retry_after| Rest::after(&limited(retry_after)).unwrap().time();
         assert_eq!([named(Some(SECOND)), named(None), named(Some(LONG * 2))], [SECOND, LIMITED, LONG]);
     }
@@ -368,10 +437,10 @@ mod tests {
             two.rest(now, 0, "m", rest);
             two.rest(now, 1, "m", rest);
             assert!(two.pick(now + LONG - SECOND, "other", &[]).is_err());
-            assert_eq!(two.pick(now + LONG, "other", &[]), Ok(0));
+            assert_eq!(two.pick(now + LONG, "other", &[]), Ok((0, Passed::Closed)));
             let (mut one, now) = pool(1);
             assert!(!one.rest(now, 0, "m", rest));
-            assert_eq!(one.pick(now, "m", &[]), Ok(0));
+            assert_eq!(one.pick(now, "m", &[]), Ok((0, Passed::Closed)));
         }
         let refused =
             |status| Failure::refused(status, &reqwest::header::HeaderMap::new(), UpstreamError::Unauthorized);
@@ -388,7 +457,7 @@ mod tests {
         pool.rest(now, 2, "m", Rest::Limited(9 * SECOND));
         pool.rest(now, 3, "m", Rest::Limited(4 * SECOND));
         assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Limited(4 * SECOND)));
-        assert_eq!(pool.least_limited(now, "m"), Some(3));
+        assert_eq!(pool.least_limited(now, "m"), Some((3, Passed::Closed)));
         assert_eq!(pool.least_limited(now, "other"), None);
         let told = UpstreamError::from(Obstacle::Limited(4 * SECOND));
         assert!(matches!(told, UpstreamError::RateLimited { retry_after: Some(wait), .. } if wait == 4 * SECOND));
@@ -408,7 +477,7 @@ mod tests {
         assert_eq!(told(&pool, money()), (UpstreamError::QuotaExceeded, None));
         assert_eq!(told(&pool, limited(Some(SECOND))).1, Some(SECOND));
 
-        pool.keys[0] = Key::default();
+        pool.keys[0].rest = None;
         pool.rest(now, 0, "m", Rest::Limited(2 * SECOND));
         for failure in [key(), money()] {
             let (error, wait) = told(&pool, failure);
@@ -420,6 +489,47 @@ mod tests {
         let (error, wait) = told(&pool, limited(None));
         assert!(matches!(error, UpstreamError::RateLimited { retry_after: Some(wait), .. } if wait == 2 * SECOND));
         assert_eq!(wait, None);
+    }
+
+    /// The breaker of that key opens.
+    fn open(pool: &mut Pool, now: Instant, index: usize) {
+        for _ in 0..5 {
+            pool.keys[index].breaker.failed(Passed::Closed, now);
+        }
+    }
+
+    #[test]
+    fn a_key_that_fails_too_often_is_passed_over_and_tried_again_later() {
+        let (mut pool, now) = pool(2);
+        open(&mut pool, now, 0);
+        assert_eq!(picks(&mut pool, now, 2), [1, 1]);
+        pool.rest(now, 1, "m", Rest::Limited(9 * SECOND));
+        assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Open(5 * SECOND)));
+        assert_eq!(pool.pick(now + 5 * SECOND, "m", &[]), Ok((0, Passed::Probe(1))));
+        assert_eq!(pool.least_limited(now, "m"), Some((1, Passed::Closed)), "the other does not merely rest");
+        open(&mut pool, now, 1);
+        assert_eq!(pool.keys[1].obstacle(now, "m"), Some(Obstacle::Limited(9 * SECOND)), "what takes longest");
+        assert_eq!(pool.least_limited(now + 5 * SECOND, "m"), Some((1, Passed::Probe(1))));
+
+        let best = pool.best(now, 1, "m", Failure::silent(UpstreamError::Unauthorized));
+        assert!(matches!(best.error, UpstreamError::Unavailable { .. }), "{best:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_probe_that_is_dropped_makes_room_for_the_next() {
+        let keys = Keys::new(&["sk-1".into()], BreakerLimits::default()).unwrap();
+        let outage = || Failure::silent(UpstreamError::Interrupted);
+        for _ in 0..5 {
+            assert!(keys.first("m").unwrap().failed("m", outage()).is_err());
+        }
+        assert!(matches!(keys.first("m").unwrap_err(), UpstreamError::Unavailable { .. }));
+        assert!(keys.are_open_for(4 * SECOND) && !keys.are_open_for(5 * SECOND));
+        tokio::time::advance(5 * SECOND).await;
+        let probe = keys.first("m").unwrap();
+        assert!(keys.first("m").is_err());
+        drop(probe);
+        keys.first("m").unwrap().succeeded("m");
+        drop((keys.first("m").unwrap(), keys.first("m").unwrap()));
     }
 
     #[test]
@@ -435,12 +545,12 @@ mod tests {
 
     #[test]
     fn no_key_is_shown() {
-        let keys = Keys::new(&["sk-canary-one".into(), "sk-canary-two".into()]).unwrap();
+        let keys = Keys::new(&["sk-canary-one".into(), "sk-canary-two".into()], BreakerLimits::default()).unwrap();
         let pass = keys.first("m").unwrap();
         let shown = format!("{keys:?} {pass:?}");
         assert!(!shown.contains("canary"), "{shown}");
         assert_eq!(pass.bearer(), "Bearer sk-canary-one");
-        let unsendable = format!("{:?}", Keys::new(&["sk-canary\n".into()]));
+        let unsendable = format!("{:?}", Keys::new(&["sk-canary\n".into()], BreakerLimits::default()));
         assert!(!unsendable.contains("canary"), "{unsendable}");
     }
 }

@@ -6,6 +6,7 @@
 //! which key.
 
 mod answer;
+mod breaker;
 mod classify;
 mod client;
 mod dialect;

@@ -63,6 +63,11 @@ impl Failure {
         Self { error, status: Some(StatusCode::TOO_MANY_REQUESTS), advice: None, retry_after: Some(wait) }
     }
 
+    /// Whether it speaks for the upstream being down, rather than for the question or the key.
+    pub(super) fn is_outage(&self) -> bool {
+        self.status.is_none_or(|status| status.is_server_error())
+    }
+
     fn worth(&self) -> Worth {
         let status = match (&self.error, self.status) {
             (UpstreamError::QuotaExceeded, _) => return Worth::Nothing,

@@ -148,6 +148,12 @@ impl Answer {
         self.headers.get(name).map(|value| value.to_str().expect("ASCII"))
     }
 
+    /// The code of an error, whichever it is.
+    #[track_caller]
+    pub fn error_code(&self) -> String {
+        self.error(self.status.as_u16()).1
+    }
+
     /// That this is an error in the contract's form, and its `detail` and `code`.
     #[track_caller]
     pub fn error(&self, status: u16) -> (Value, String) {

@@ -1,6 +1,6 @@
 //! The calls: send, wait within limits, read a bounded answer, decode it.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{
@@ -8,7 +8,7 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
     redirect,
 };
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
 use crate::{
@@ -16,6 +16,7 @@ use crate::{
     openai::{
         answer::{Answer, MAX_ANSWER_BYTES, Model, decode, decode_models, read},
         classify::{classify, transport_failure},
+        deadline::Deadline,
         dialect::Dialects,
         error::{Stage, UpstreamError},
         keys::{Keys, Pass},
@@ -157,9 +158,10 @@ impl Client {
         deadline: Deadline,
     ) -> Result<(Response, Instant), UpstreamError> {
         let model = completion.model;
+        // First of all, for without a key there is nothing to write.
+        let mut pass = self.keys.first(model)?;
         let mut question = Question::new(completion, form, self.dialects.of(model))?;
         let mut retries = Retries::new(self.max_retries);
-        let mut pass = self.keys.first(model)?;
         loop {
             let asked = Instant::now();
             let failure = match self.ask(&mut question, &pass, deadline).await {
@@ -233,34 +235,6 @@ impl Client {
         let body = timeout(ERROR_BODY_TIME, read(response, MAX_ERROR_BYTES)).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();
         (Failure::refused(status, &headers, classify(status, &headers, &body, &self.secrets)), body)
-    }
-}
-
-/// When something must be over, and what to say if it is not.
-#[derive(Clone, Copy, Debug)]
-struct Deadline {
-    at: Instant,
-    stage: Stage,
-    limit: Duration,
-}
-
-impl Deadline {
-    fn after(limit: Duration, stage: Stage) -> Self {
-        Self { at: Instant::now() + limit, stage, limit }
-    }
-
-    /// The one that comes first.
-    fn min(self, other: Self) -> Self {
-        if other.at < self.at { other } else { self }
-    }
-
-    fn left(self) -> Duration {
-        self.at.saturating_duration_since(Instant::now())
-    }
-
-    async fn bounds<T>(self, work: impl Future<Output = Result<T, UpstreamError>>) -> Result<T, UpstreamError> {
-        let late = UpstreamError::Timeout { stage: self.stage, limit: self.limit };
-        timeout_at(self.at, work).await.unwrap_or(Err(late))
     }
 }
 

@@ -58,15 +58,43 @@ impl Listen {
 /// The chat API that answers.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    /// `OPENAI_API_KEY`, or the content of the file that `OPENAI_API_KEY_FILE` names. Required, except for `--demo`.
-    pub api_key: SecretString,
+    /// `OPENAI_API_KEY`, or the content of the file that `OPENAI_API_KEY_FILE` names: one or several, separated by commas
+    /// or lines. Required, except for `--demo`.
+    pub api_keys: Vec<SecretString>,
     /// `OPENAI_BASE_URL`, version included. Default <https://api.openai.com/v1>.
     pub base_url: Url,
     /// `OPENAI_ORG_ID`, sent as `OpenAI-Organization`.
     pub organization: Option<String>,
     /// `OPENAI_PROJECT_ID`, sent as `OpenAI-Project`.
     pub project: Option<String>,
+    /// `UPSTREAM_MAX_RETRIES`: how often a question is asked again that failed before its answer began, 0 to 10. 2.
+    pub max_retries: u32,
+    pub breaker: BreakerLimits,
     pub timeouts: Timeouts,
+}
+
+/// When a key that fails is left alone, and how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerLimits {
+    /// So many failures, 5, …; 0 is never.
+    pub failures: usize,
+    /// … in that time, 10 s.
+    pub within: Duration,
+    /// 5 s at first, doubled each time it still fails, …
+    pub open: Duration,
+    /// … up to this, 60 s.
+    pub longest: Duration,
+}
+
+impl Default for BreakerLimits {
+    fn default() -> Self {
+        Self {
+            failures: 5,
+            within: Duration::from_secs(10),
+            open: Duration::from_secs(5),
+            longest: Duration::from_secs(60),
+        }
+    }
 }
 
 /// How long the upstream may take.
@@ -251,6 +279,7 @@ impl Config {
         let config = Self {
             listen: read.listen(),
             upstream: Upstream {
+                max_retries: read.max_retries(),
                 timeouts: read.timeouts(),
                 ..if demo { Upstream::placeholder() } else { read.upstream() }
             },
@@ -276,21 +305,28 @@ impl Config {
         read.finish(listen)
     }
 
-    /// The same configuration with another upstream, asked with a key that is no secret: the simulator.
+    /// The same configuration with another upstream, asked with a key that is no secret: the simulator. Its failures are
+    /// asked for, and must not get in the way of what is asked next.
     #[must_use]
     pub fn with_upstream(mut self, base_url: Url) -> Self {
         self.upstream.base_url = base_url;
+        self.upstream.breaker.failures = 0;
         self
     }
 }
 
+/// As often as OpenAI's own libraries do.
+const MAX_RETRIES: u32 = 2;
+
 impl Upstream {
     fn placeholder() -> Self {
         Self {
-            api_key: SecretString::from("sk-demo"),
+            api_keys: vec![SecretString::from("sk-demo")],
             base_url: parse_fixed(OPENAI_BASE_URL),
             organization: None,
             project: None,
+            max_retries: MAX_RETRIES,
+            breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
         }
     }
@@ -352,12 +388,19 @@ impl<'a> Reader<'a> {
 
     fn upstream(&mut self) -> Upstream {
         Upstream {
-            api_key: self.secret("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
+            api_keys: self.secrets("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
             base_url: self.base_url(),
             organization: self.header_text("OPENAI_ORG_ID"),
             project: self.header_text("OPENAI_PROJECT_ID"),
+            max_retries: MAX_RETRIES,
+            breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
         }
+    }
+
+    fn max_retries(&mut self) -> u32 {
+        let count = |v: &str| v.parse().ok().filter(|n| (0..=10).contains(n));
+        self.parse("UPSTREAM_MAX_RETRIES", MAX_RETRIES, "a whole number from 0 to 10", count)
     }
 
     fn timeouts(&mut self) -> Timeouts {
@@ -385,17 +428,30 @@ impl<'a> Reader<'a> {
         self.parse(name, default, &expected, seconds)
     }
 
-    /// A secret that must be there.
-    fn secret(&mut self, name: &'static str, file_name: &'static str) -> SecretString {
+    /// Secrets of which one must be there at least, separated by commas or lines. No problem shows a value.
+    fn secrets(&mut self, name: &'static str, file_name: &'static str) -> Vec<SecretString> {
         let problems = self.problems.len();
-        let secret = self.optional_secret(name, file_name);
-        if secret.is_none() && self.problems.len() == problems {
-            self.problems.push(format!("{name} (or {file_name}) is required"));
-        }
-        secret.unwrap_or_default()
+        let Some(text) = self.secret_value(name, file_name) else {
+            if self.problems.len() == problems {
+                self.problems.push(format!("{name} (or {file_name}) is required"));
+            }
+            return Vec::new();
+        };
+        let values: Vec<String> = words(text.expose_secret()).map(str::to_owned).collect();
+        let problem = if values.is_empty() {
+            Some("holds no key")
+        } else if !values.iter().all(|value| value.bytes().all(|b| b.is_ascii_graphic())) {
+            Some("must be one word of visible ASCII characters, or several separated by commas")
+        } else if values.iter().collect::<BTreeSet<_>>().len() < values.len() {
+            Some("holds a key twice")
+        } else {
+            None
+        };
+        self.problems.extend(problem.map(|problem| format!("{name} {problem}")));
+        values.into_iter().map(SecretString::from).collect()
     }
 
-    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
+    /// A secret of one word.
     fn optional_secret(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
         let value = self.secret_value(name, file_name)?;
         if !value.expose_secret().bytes().all(|b| b.is_ascii_graphic()) {
@@ -404,6 +460,7 @@ impl<'a> Reader<'a> {
         Some(value)
     }
 
+    /// A secret from its variable or from the file that its `_FILE` variable names. No problem shows its value.
     fn secret_value(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
         let direct = self.text(name);
         let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
@@ -418,7 +475,7 @@ impl<'a> Reader<'a> {
             }
         });
         let value = match (direct, from_file) {
-            (Some(direct), Some(file)) if direct != file => {
+            (Some(direct), Some(file)) if !words(direct).eq(words(&file)) => {
                 self.problems.push(format!("{name} and {file_name} are both set and differ; keep one"));
                 return None;
             }
@@ -555,6 +612,11 @@ fn connections_by_default() -> usize {
     (files.saturating_sub(64) / 2).max(16)
 }
 
+/// What stands between commas and line ends.
+fn words(list: &str) -> impl Iterator<Item = &str> {
+    list.split([',', '\n']).map(str::trim).filter(|word| !word.is_empty())
+}
+
 /// The place that `url` names.
 fn database(url: &SecretString) -> Option<Database> {
     let text = url.expose_secret();
@@ -611,7 +673,7 @@ impl Config {
         }
         let url = &self.upstream.base_url;
         let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
-        if url.scheme() == "http" && !local && !self.upstream.api_key.expose_secret().is_empty() {
+        if url.scheme() == "http" && !local && !self.upstream.api_keys.is_empty() {
             warnings.push("OPENAI_BASE_URL is http://: the key and every message travel unencrypted");
         }
         warnings
@@ -660,13 +722,14 @@ mod tests {
             ("CORS_ALLOW_ORIGINS", "https://a.example/path"),
             ("MAX_BODY_BYTES", "-1"),
             ("SHUTDOWN_GRACE_SECONDS", "soon"),
+            ("UPSTREAM_MAX_RETRIES", "11"),
         ]);
         let error = Config::from_variables(&bad, false).unwrap_err();
         let text = error.to_string();
         for name in bad.keys().map(String::as_str).chain(["OPENAI_API_KEY"]) {
             assert!(text.contains(name), "{name} is missing in:\n{text}");
         }
-        assert_eq!(error.0.len(), 12);
+        assert_eq!(error.0.len(), 13);
         assert!(!text.contains("hunter2"), "{text}");
     }
 
@@ -700,16 +763,40 @@ mod tests {
         }
     }
 
+    fn shown(keys: &[SecretString]) -> Vec<&str> {
+        keys.iter().map(ExposeSecret::expose_secret).collect()
+    }
+
+    #[test]
+    fn several_keys_are_separated_by_commas_or_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys");
+        fs::write(&path, "sk-1\r\nsk-2\n\nsk-3,sk-4\n").unwrap();
+        let file = path.to_str().unwrap();
+        let keys =
+            |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_keys);
+        assert_eq!(shown(&keys(&[("OPENAI_API_KEY", " sk-1, sk-2,")]).unwrap()), ["sk-1", "sk-2"]);
+        let all = ["sk-1", "sk-2", "sk-3", "sk-4"];
+        assert_eq!(shown(&keys(&[("OPENAI_API_KEY_FILE", file)]).unwrap()), all);
+        let both = [("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-1,sk-2,sk-3,sk-4")];
+        assert_eq!(shown(&keys(&both).unwrap()), all);
+        for (bad, problem) in [(",", "no key"), ("sk-1,sk-canary,sk-canary", "twice"), ("sk-1,sk canary", "one word")] {
+            let error = keys(&[("OPENAI_API_KEY", bad)]).unwrap_err().to_string();
+            assert!(error.contains(problem) && !error.contains("canary"), "{error}");
+        }
+    }
+
     #[test]
     fn the_key_may_come_from_a_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         fs::write(&path, "sk-from-file\n").unwrap();
         let file = path.to_str().unwrap();
-        let key = |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_key);
+        let key =
+            |pairs: &[(&str, &str)]| Config::from_variables(&variables(pairs), false).map(|c| c.upstream.api_keys);
 
         let read = key(&[("OPENAI_API_KEY_FILE", file)]).unwrap();
-        assert_eq!(read.expose_secret(), "sk-from-file");
+        assert_eq!(shown(&read), ["sk-from-file"]);
         key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-from-file")]).unwrap();
         let differ = key(&[("OPENAI_API_KEY_FILE", file), ("OPENAI_API_KEY", "sk-other")]).unwrap_err().to_string();
         assert!(differ.contains("differ") && !differ.contains("sk-other"), "{differ}");
@@ -740,6 +827,7 @@ mod tests {
         let mut read = Reader::new(&listed);
         read.listen();
         read.upstream();
+        read.max_retries();
         read.defaults();
         read.cors();
         read.log();
@@ -764,7 +852,7 @@ mod tests {
             let Config { listen, defaults, cors, log, limits, streams, conversations, upstream, access, rate_limits } =
                 c;
             let (outer, inner) = ((listen, defaults, cors, log, limits), (streams, conversations, access, rate_limits));
-            format!("{outer:?} {inner:?} {:?}", upstream.timeouts)
+            format!("{outer:?} {inner:?} {:?}", (upstream.max_retries, upstream.timeouts))
         };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);

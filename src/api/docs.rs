@@ -95,8 +95,8 @@ pub(crate) enum ChatErrors {
     /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
     #[response(status = 502, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: the connection to OpenAI API broke before the answer was complete", "code": "upstream_reset", "request_id": REQUEST_ID}))]
     BadGateway(ErrorDocument),
-    /// The upstream cannot serve now: `upstream_overloaded` and `stream_log_full` (see `Retry-After`),
-    /// `upstream_quota`
+    /// The upstream cannot serve now: `upstream_overloaded`, `upstream_unavailable` and `stream_log_full` (see
+    /// `Retry-After`), `upstream_quota`
     #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API is overloaded", "code": "upstream_overloaded", "request_id": REQUEST_ID}))]
     Unavailable(ErrorDocument),
     /// The upstream took too long: `upstream_timeout`, `upstream_deadline`

@@ -165,6 +165,8 @@ impl ApiError {
             UpstreamError::RateLimited { retry_after, .. } | UpstreamError::Overloaded { retry_after } => {
                 Some(retry_after.unwrap_or(DEFAULT_RETRY_AFTER))
             }
+            UpstreamError::Server { retry_after, .. } => *retry_after,
+            UpstreamError::Unavailable { retry_after } => Some(*retry_after),
             _ => None,
         }
     }
@@ -182,13 +184,7 @@ impl ApiError {
         let Self::Chat { error: ChatError::Upstream(error), .. } = self else {
             return None;
         };
-        match error {
-            UpstreamError::ContextTooLong(_)
-            | UpstreamError::InvalidRequest(_)
-            | UpstreamError::ModelNotFound(_)
-            | UpstreamError::RateLimited { .. } => None,
-            error => Some(error.to_string()),
-        }
+        error.in_own_words()
     }
 
     /// What went wrong, as the caller reads it.
@@ -272,6 +268,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Unauthorized => (StatusCode::BAD_GATEWAY, "upstream_auth"),
         UpstreamError::QuotaExceeded => (StatusCode::SERVICE_UNAVAILABLE, "upstream_quota"),
         UpstreamError::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_overloaded"),
+        UpstreamError::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "upstream_unavailable"),
         UpstreamError::Unreachable(ConnectFailure::Tls) => (StatusCode::BAD_GATEWAY, "upstream_tls"),
         UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
         UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),
@@ -281,7 +278,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
         UpstreamError::Timeout { stage: Stage::Idle, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
         UpstreamError::Timeout { stage: Stage::Total, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_deadline"),
-        UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504 } => {
+        UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504, .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
         }
         UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),

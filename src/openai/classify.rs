@@ -2,19 +2,20 @@
 
 use std::{error::Error, io, time::Duration};
 
-use reqwest::{
-    StatusCode,
-    header::{HeaderMap, RETRY_AFTER},
-};
+use reqwest::{StatusCode, header::HeaderMap};
 
 use crate::openai::{
     error::{ConnectFailure, Said, Stage, UpstreamError},
+    redact::Secrets,
+    retry::retry_after,
     wire::ErrorBody,
 };
 
-/// Codes of 429 that mean "no money": waiting does not help.
-const QUOTA_CODES: [&str; 5] = [
+/// Codes that mean "no money", whatever the status: waiting does not help.
+const QUOTA_CODES: [&str; 7] = [
     "insufficient_quota",
+    "billing_hard_limit_reached",
+    "billing_not_active",
     "credit_balance_exhausted",
     "organization_spend_limit_exceeded",
     "project_spend_limit_exceeded",
@@ -22,48 +23,42 @@ const QUOTA_CODES: [&str; 5] = [
 ];
 
 /// What an answer with that status means. OpenAI's `error.code` decides before the status does.
-pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], secret: &str) -> UpstreamError {
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], secrets: &Secrets) -> UpstreamError {
     let parsed = ErrorBody::parse(body);
     let is_json = parsed.is_some();
     let error = parsed.unwrap_or_default();
     let said = || {
         let text = if error.message.is_empty() { "OpenAI API gave no reason" } else { &error.message };
-        Said::new(text, secret)
+        Said::new(text, secrets)
     };
     let code = error.code.as_str();
     match status.as_u16() {
+        400.. if QUOTA_CODES.contains(&code) || error.kind == "insufficient_quota" => UpstreamError::QuotaExceeded,
         300..=399 => UpstreamError::Protocol("a redirect"),
         401 | 403 => UpstreamError::Unauthorized,
-        429 if QUOTA_CODES.contains(&code) || error.kind == "insufficient_quota" => UpstreamError::QuotaExceeded,
+        // More tokens than the account may use in a minute: no later minute will have more.
+        429 if error.message.starts_with("Request too large") => UpstreamError::InvalidRequest(said()),
         429 => UpstreamError::RateLimited { message: said(), retry_after: retry_after(headers) },
         402 => UpstreamError::QuotaExceeded,
         404 if is_json => UpstreamError::ModelNotFound(said()),
         400 | 413 | 422 if is_context(code, &error.message) => UpstreamError::ContextTooLong(said()),
         400 | 409 | 413 | 422 if is_json => UpstreamError::InvalidRequest(said()),
-
         503 | 529 => UpstreamError::Overloaded { retry_after: retry_after(headers) },
-        408 | 500..=599 => UpstreamError::Server { status: status.as_u16() },
+        408 | 500..=599 => UpstreamError::Server { status: status.as_u16(), retry_after: retry_after(headers) },
         _ => UpstreamError::Protocol("a status that makes no sense here"),
     }
 }
 
 /// What an error in the body of a success means. A status would have named its kind; here only the body can.
-pub(super) fn classify_inside(body: &[u8], secret: &str) -> UpstreamError {
+pub(super) fn classify_inside(body: &[u8], secrets: &Secrets) -> UpstreamError {
     let code = ErrorBody::parse(body).and_then(|error| error.code.parse().ok());
     let status = code.and_then(|code| StatusCode::from_u16(code).ok()).filter(|status| !status.is_success());
-    classify(status.unwrap_or(StatusCode::BAD_GATEWAY), &HeaderMap::new(), body, secret)
+    classify(status.unwrap_or(StatusCode::BAD_GATEWAY), &HeaderMap::new(), body, secrets)
 }
 
 fn is_context(code: &str, message: &str) -> bool {
     // Compatible servers send the sentence without the code.
     matches!(code, "context_length_exceeded" | "string_above_max_length") || message.contains("maximum context length")
-}
-
-/// `retry-after-ms`, else `retry-after` in seconds. The form with a date is not used by OpenAI and is ignored.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<f64>().ok();
-    let seconds = number("retry-after-ms").map(|ms| ms / 1000.0).or_else(|| number(RETRY_AFTER.as_str()))?;
-    Duration::try_from_secs_f64(seconds).ok().filter(|wait| *wait <= Duration::from_secs(24 * 3600))
 }
 
 /// Why no response came. The error's own text names the URL and is not used.
@@ -112,15 +107,20 @@ mod tests {
     use super::*;
 
     fn said(status: u16, body: &str) -> UpstreamError {
-        classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), "sk-secret-key")
+        let secrets = Secrets::new(&["sk-secret-key".into()]);
+        classify(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes(), &secrets)
     }
 
     #[test]
     fn the_code_decides_before_the_status() {
         for code in QUOTA_CODES {
             let body = format!(r#"{{"error":{{"message":"m","type":"x","code":"{code}"}}}}"#);
-            assert_eq!(said(429, &body), UpstreamError::QuotaExceeded);
+            for status in [400, 403, 429] {
+                assert_eq!(said(status, &body), UpstreamError::QuotaExceeded);
+            }
         }
+        let large = r#"{"error":{"message":"Request too large for gpt-4o","code":"rate_limit_exceeded"}}"#;
+        assert!(matches!(said(429, large), UpstreamError::InvalidRequest(_)));
         let slow = said(429, r#"{"error":{"message":"Slow down","code":"slow_down"}}"#);
         assert!(matches!(slow, UpstreamError::RateLimited { .. }));
         let long = r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#;
@@ -133,8 +133,8 @@ mod tests {
     fn a_page_of_html_is_never_quoted() {
         let page = "<html>502 Bad Gateway cloudflare</html>";
         for (status, expected) in [
-            (502, UpstreamError::Server { status: 502 }),
-            (520, UpstreamError::Server { status: 520 }),
+            (502, UpstreamError::Server { status: 502, retry_after: None }),
+            (520, UpstreamError::Server { status: 520, retry_after: None }),
             (400, UpstreamError::Protocol("a status that makes no sense here")),
             (404, UpstreamError::Protocol("a status that makes no sense here")),
             (401, UpstreamError::Unauthorized),
@@ -150,21 +150,5 @@ mod tests {
         let text = said(400, &body).to_string();
         assert!(text.starts_with("bad [redacted] xxx"), "{text}");
         assert_eq!(text.chars().count(), Said::MAX_CHARS);
-    }
-
-    #[test]
-    fn retry_after_is_read_in_both_forms_and_nonsense_is_ignored() {
-        let wait = |pairs: &[(&'static str, &'static str)]| {
-            let mut headers = HeaderMap::new();
-            for (name, value) in pairs {
-                headers.insert(*name, value.parse().unwrap());
-            }
-            retry_after(&headers)
-        };
-        assert_eq!(wait(&[("retry-after", "7")]), Some(Duration::from_secs(7)));
-        assert_eq!(wait(&[("retry-after", "7"), ("retry-after-ms", "250")]), Some(Duration::from_millis(250)));
-        for nonsense in ["soon", "-1", "NaN", "1e30", ""] {
-            assert_eq!(wait(&[("retry-after", nonsense)]), None, "{nonsense}");
-        }
     }
 }

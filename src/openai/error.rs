@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::openai::redact::redact;
+use crate::openai::redact::Secrets;
 
 /// Why the upstream gave no answer. Each variant is a cause; which status a caller sees is decided in `api::error`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,9 +49,30 @@ pub enum UpstreamError {
     /// The upstream has more to do than it can.
     #[error("OpenAI API is overloaded")]
     Overloaded { retry_after: Option<Duration> },
+    /// The upstream has failed so often that it is not asked now.
+    #[error("OpenAI API has failed too often and is not asked for now")]
+    Unavailable { retry_after: Duration },
     /// The upstream failed.
     #[error("OpenAI API failed with status {status}")]
-    Server { status: u16 },
+    Server { status: u16, retry_after: Option<Duration> },
+}
+
+impl UpstreamError {
+    /// Whether another key might get another answer.
+    pub(super) fn is_about_the_key(&self) -> bool {
+        matches!(self, Self::Unauthorized | Self::QuotaExceeded | Self::RateLimited { .. })
+    }
+
+    /// The error in this service's own words; `None` where the words are the upstream's, which may quote a prompt.
+    #[must_use]
+    pub fn in_own_words(&self) -> Option<String> {
+        match self {
+            Self::ContextTooLong(_) | Self::InvalidRequest(_) | Self::ModelNotFound(_) | Self::RateLimited { .. } => {
+                None
+            }
+            error => Some(error.to_string()),
+        }
+    }
 }
 
 /// How connecting failed.
@@ -88,8 +109,13 @@ impl Said {
     /// Longest text passed on, in characters.
     pub const MAX_CHARS: usize = 500;
 
-    pub(super) fn new(text: &str, secret: &str) -> Self {
-        Self(redact(text, secret).chars().take(Self::MAX_CHARS).collect())
+    pub(super) fn new(text: &str, secrets: &Secrets) -> Self {
+        Self(secrets.redact(text).chars().take(Self::MAX_CHARS).collect())
+    }
+
+    /// In our own words, for those who did not ask the upstream themselves: what it said was for somebody else.
+    pub(super) fn every_key_is_limited() -> Self {
+        Self("OpenAI API limits this service for the model for now".to_owned())
     }
 }
 

@@ -2,16 +2,27 @@
 //!
 //! A [`Client`] holds one pool of connections. Every call has time limits, follows no redirect (one would carry
 //! the messages and the key elsewhere) and ends in an answer or an [`UpstreamError`], which names neither URL nor key.
+//! What fails before the head of an answer may be asked again; `retry` says what, and after which wait. `pool` says with
+//! which key.
 
+mod answer;
+mod breaker;
 mod classify;
 mod client;
+mod deadline;
 mod dialect;
 mod error;
+mod keys;
+mod pool;
 mod redact;
+mod request;
+mod retry;
 pub mod sse;
 mod stream;
 mod wire;
 
-pub use client::{Answer, Client, ClientError, Completion, MAX_ANSWER_BYTES, Model};
+pub use answer::{Answer, MAX_ANSWER_BYTES, Model};
+pub use client::{Client, ClientError};
 pub use error::{ConnectFailure, Said, Stage, UpstreamError};
+pub use request::Completion;
 pub use stream::{AnswerStream, Ending};

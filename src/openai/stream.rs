@@ -11,16 +11,16 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use reqwest::{Body, Response};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     config::Timeouts,
     message::Usage,
     openai::{
+        answer::known_finish_reason,
         classify::classify_inside,
-        client::known_finish_reason,
         error::{Stage, UpstreamError},
+        redact::Secrets,
         sse::{self, Decoder},
         wire::Chunk,
     },
@@ -37,14 +37,11 @@ pub struct Ending {
 /// Time limits of one stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamLimits {
-    started: Instant,
-    timeouts: Timeouts,
-}
-
-impl StreamLimits {
-    pub(super) fn from_now(timeouts: Timeouts) -> Self {
-        Self { started: Instant::now(), timeouts }
-    }
+    /// From when the whole is counted, retries and waits included.
+    pub(super) started: Instant,
+    /// From when the first word is: when the question was sent that is being answered.
+    pub(super) asked: Instant,
+    pub(super) timeouts: Timeouts,
 }
 
 /// After the finish reason only the usage is missing, which is not worth a long wait.
@@ -64,7 +61,7 @@ pub struct AnswerStream {
     /// Without the head it came with: headers and address would be kept as long as the stream is open.
     body: Body,
     limits: StreamLimits,
-    secret: SecretString,
+    secrets: Secrets,
     decoder: Decoder,
     reading: Reading,
     /// When the last meaningful event came; `None` before the first word.
@@ -94,11 +91,11 @@ enum Arrived {
 }
 
 impl AnswerStream {
-    pub(super) fn new(response: Response, limits: StreamLimits, secret: SecretString) -> Self {
-        let alarm = Box::pin(sleep_until(limits.started + limits.timeouts.first_token));
+    pub(super) fn new(response: Response, limits: StreamLimits, secrets: Secrets) -> Self {
+        let alarm = Box::pin(sleep_until(limits.asked + limits.timeouts.first_token));
         let (decoder, reading) = (Decoder::default(), Reading::default());
         let body = hyper::Response::<Body>::from(response).into_body();
-        Self { body, limits, secret, decoder, reading, last_event: None, alarm }
+        Self { body, limits, secrets, decoder, reading, last_event: None, alarm }
     }
 
     /// Hands the next pieces of text, in order, to `on_text`: at least one, unless the answer has ended. What has arrived
@@ -188,7 +185,7 @@ impl AnswerStream {
         let next = match (self.reading.finished_at, self.last_event) {
             (Some(finished), _) => (finished + USAGE_WAIT, Stage::Idle, idle),
             (None, Some(last)) => (last + idle, Stage::Idle, idle),
-            (None, None) => (self.limits.started + first_token, Stage::FirstToken, first_token),
+            (None, None) => (self.limits.asked + first_token, Stage::FirstToken, first_token),
         };
         let end = self.limits.started + total;
         if end < next.0 { (end, Stage::Total, total) } else { next }
@@ -198,8 +195,8 @@ impl AnswerStream {
         let reading = &mut self.reading;
         match arrived {
             Arrived::Bytes(bytes) => {
-                let secret = self.secret.expose_secret();
-                if self.decoder.feed(&bytes, |event| reading.event(event, secret, on_text)).is_err() {
+                let secrets = &self.secrets;
+                if self.decoder.feed(&bytes, |event| reading.event(event, secrets, on_text)).is_err() {
                     reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
                 }
             }
@@ -259,7 +256,7 @@ impl Reading {
         }
     }
 
-    fn event(&mut self, event: sse::Event<'_>, secret: &str, on_text: &mut impl FnMut(&str)) {
+    fn event(&mut self, event: sse::Event<'_>, secrets: &Secrets, on_text: &mut impl FnMut(&str)) {
         if self.is_done || self.failure.is_some() {
             return;
         }
@@ -272,7 +269,7 @@ impl Reading {
             return self.fail(UpstreamError::Protocol("a stream event that is not JSON"));
         };
         if chunk.error.is_some() || event.name == "error" {
-            return self.fail(classify_inside(data.as_bytes(), secret));
+            return self.fail(classify_inside(data.as_bytes(), secrets));
         }
         if let Some(usage) = chunk.usage() {
             self.usage = Some(usage);

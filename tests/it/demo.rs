@@ -13,6 +13,7 @@ use crate::support::TestApp;
 async fn demo() -> (Simulator, TestApp) {
     let simulator = Simulator::start(Pace::Zero).await.unwrap();
     let app = TestApp::start_with(simulator.base_url(), |config| {
+        *config = config.clone().with_upstream(simulator.base_url().clone());
         config.upstream.timeouts = Timeouts { total: Duration::from_millis(500), ..Timeouts::default() };
     })
     .await;

@@ -42,4 +42,7 @@ mod stream_invariants;
 mod streams;
 mod titles;
 mod two_apps;
+mod upstream_breaker;
 mod upstream_failures;
+mod upstream_keys;
+mod upstream_retries;

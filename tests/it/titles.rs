@@ -33,7 +33,7 @@ async fn a_title_is_asked_for_briefly_and_tidied() {
 async fn a_title_that_fails_is_a_new_chat_and_takes_no_titles_place() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start(&upstream.base_url).await;
-    upstream.then([Play::Reset]).then_json(&answer(" \n\"\"")).then_status(429, "", "{}");
+    upstream.then([Play::Reset]).then_json(&answer(" \n\"\"")).then_status(400, "", "{}");
     for _ in 0..3 {
         assert_eq!(title(&app).await, "새 대화");
     }

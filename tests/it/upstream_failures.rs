@@ -41,7 +41,7 @@ fn error(message: &str, code: &str) -> String {
 #[tokio::test]
 async fn every_status_of_the_upstream_has_its_place_in_the_table() {
     let html = "<html>cloudflare</html>";
-    let table: [(u16, String, u16, &str); 22] = [
+    let table: [(u16, String, u16, &str); 24] = [
         (400, error("too long", "context_length_exceeded"), 400, "context_length_exceeded"),
         (400, error("This model's maximum context length is 4 tokens", ""), 400, "context_length_exceeded"),
         (400, error("bad", "invalid_value"), 400, "upstream_invalid_request"),
@@ -56,6 +56,8 @@ async fn every_status_of_the_upstream_has_its_place_in_the_table() {
         (429, json!({"error": {"message": "slow", "code": 429}}).to_string(), 429, "upstream_rate_limited"),
         (429, error("money", "insufficient_quota"), 503, "upstream_quota"),
         (429, error("money", "project_spend_limit_exceeded"), 503, "upstream_quota"),
+        (400, error("money", "billing_hard_limit_reached"), 503, "upstream_quota"),
+        (429, error("Request too large for x", "rate_limit_exceeded"), 400, "upstream_invalid_request"),
         (408, String::new(), 504, "upstream_timeout"),
         (500, error("broke", ""), 502, "upstream_error"),
         (502, html.into(), 502, "upstream_error"),

@@ -30,7 +30,8 @@ pub const CANARY_KEY: &str = "sk-canary-4f1b9c72e0";
 /// Longer than anything a passing test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The variables that every test starts from.
+/// The variables that every test starts from. Nothing is asked again, so that a test sees each failure by itself; those
+/// of `upstream_retries` say otherwise.
 pub fn variables(upstream: &Url) -> Variables {
     let pairs = [
         ("OPENAI_API_KEY", CANARY_KEY),
@@ -38,6 +39,7 @@ pub fn variables(upstream: &Url) -> Variables {
         ("HOST", "127.0.0.1"),
         ("PORT", "0"),
         ("DATABASE_URL", "sqlite::memory:"),
+        ("UPSTREAM_MAX_RETRIES", "0"),
     ];
     pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<BTreeMap<_, _>>()
 }
@@ -176,6 +178,12 @@ impl Answer {
 
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().expect("ASCII"))
+    }
+
+    /// The code of an error, whichever it is.
+    #[track_caller]
+    pub fn error_code(&self) -> String {
+        self.error(self.status.as_u16()).1
     }
 
     /// That this is an error in the contract's form, and its `detail` and `code`.

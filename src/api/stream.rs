@@ -253,9 +253,7 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                 () = closing.cancelled() => {
                     // What is in the log already, first; and then a hint to come back elsewhere, spread out.
                     if let Some(Followed::Entries(pieces)) = reader.next().now_or_never() {
-                        for piece in pieces {
-                            yield Ok(piece);
-                        }
+                        yield Ok(joined(pieces));
                     }
                     if !reader.is_ended() {
                         yield Ok(Bytes::from(format!("retry: {}\n\n", spread_retry())));
@@ -266,9 +264,7 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
             match followed {
                 Followed::Entries(pieces) => {
                     was_silent = false;
-                    for piece in pieces {
-                        yield Ok(piece);
-                    }
+                    yield Ok(joined(pieces));
                     if reader.is_ended() {
                         break;
                     }
@@ -276,6 +272,15 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                 Followed::End(_) | Followed::Gone => break,
             }
         }
+    }
+}
+
+/// What is read together is sent together. Live, that is one piece of the log as it is; a replay of many small pieces is
+/// put together, because the frame that HTTP puts around each would cost more than copying them.
+fn joined(mut pieces: Vec<Bytes>) -> Bytes {
+    match pieces.len() {
+        1 => pieces.swap_remove(0),
+        _ => pieces.concat().into(),
     }
 }
 

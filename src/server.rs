@@ -25,7 +25,7 @@ use crate::{
     openai::{Client, ClientError},
     state::{Closing, Handles, Place, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
-    tokens::TokenCounter,
+    tokens::{TokenCounter, Vocabulary},
 };
 use connection::ConnectionServer;
 
@@ -170,6 +170,11 @@ fn service(
     (limiter, tasks): (&Arc<dyn RateLimiter>, &TaskTracker),
 ) -> OpenAiService {
     let counter = TokenCounter::default();
+    if config.rate_limits.tokens_per_minute.is_some() {
+        // Every prompt will be counted; the first should not have to wait.
+        let vocabulary = Vocabulary::of(&config.defaults.model);
+        tasks.spawn_blocking(move || TokenCounter::prepare(vocabulary));
+    }
     let settings = MeteringSettings {
         limiter: Arc::clone(limiter),
         tokens: tokens_quota(&config.rate_limits),

@@ -54,12 +54,27 @@ struct Remembered {
 }
 
 impl TokenCounter {
+    /// The count of a text that was counted before.
+    #[must_use]
+    pub fn known(&self, vocabulary: Vocabulary, text: &str) -> Option<usize> {
+        self.0.counts.get(&self.key(vocabulary, text)).map(|count| *count)
+    }
+
+    fn key(&self, vocabulary: Vocabulary, text: &str) -> u64 {
+        // Of 64 bits, keyed at random: that two texts of one process share a key is no matter of concern.
+        self.0.hasher.hash_one((vocabulary, text))
+    }
+
+    /// Makes the vocabulary now, so that nobody has to wait for it later.
+    pub fn prepare(vocabulary: Vocabulary) {
+        vocabulary.encoder();
+    }
+
     /// The tokens of `text`, never more than it has bytes. Takes about a millisecond for three thousand, and the time to
     /// make the vocabulary for the first.
     #[must_use]
     pub fn count(&self, vocabulary: Vocabulary, text: &str) -> usize {
-        // Of 64 bits, keyed at random: that two texts of one process share a key is no matter of concern.
-        let key = self.0.hasher.hash_one((vocabulary, text));
+        let key = self.key(vocabulary, text);
         if let Some(count) = self.0.counts.get(&key) {
             return *count;
         }

@@ -51,8 +51,17 @@ impl Connection {
 
     /// Takes the head of an answer, which has status 200, and tells the length of its body if that is known.
     pub(crate) async fn answer(&mut self) -> io::Result<Option<usize>> {
+        self.answer_of("200").await
+    }
+
+    /// The same, with another status.
+    pub(crate) async fn answer_of(&mut self, status: &str) -> io::Result<Option<usize>> {
         let head = self.head().await?;
-        if head.starts_with("HTTP/1.1 200") { Ok(content_length(head)) } else { Err(io::Error::other(head.to_owned())) }
+        if head.strip_prefix("HTTP/1.1 ").is_some_and(|rest| rest.starts_with(status)) {
+            Ok(content_length(head))
+        } else {
+            Err(io::Error::other(head.to_owned()))
+        }
     }
 
     /// The next chunk of a body of unknown length; `None` behind the last.
@@ -126,9 +135,14 @@ fn content_length(head: &str) -> Option<usize> {
 
 /// A request with a JSON body.
 pub(crate) fn post(address: SocketAddr, path: &str, accept: &str, body: &str) -> Vec<u8> {
+    post_with(address, path, &format!("accept: {accept}\r\n"), body)
+}
+
+/// The same, with headers of its own, each with its line end.
+pub(crate) fn post_with(address: SocketAddr, path: &str, headers: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     format!(
-        "POST {path} HTTP/1.1\r\nhost: {address}\r\naccept: {accept}\r\ncontent-type: application/json\r\n\
+        "POST {path} HTTP/1.1\r\nhost: {address}\r\n{headers}content-type: application/json\r\n\
          content-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()

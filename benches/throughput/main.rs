@@ -24,6 +24,7 @@
     reason = "a benchmark: what fails should stop it, and what it finds is printed"
 )]
 
+mod access;
 mod bare;
 mod http;
 mod json;
@@ -80,6 +81,9 @@ async fn report() {
     }
     if let Some(start) = start {
         println!("start to first 200: {start:.1} ms");
+    }
+    if plan.wants("access") {
+        access::report(&plan).await;
     }
     if plan.wants("burst") {
         streams::burst::report(&plan).await;

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// The scenarios, as `BENCH_ONLY` names them.
-pub(crate) const SCENARIOS: [&str; 5] = ["json", "burst", "paced", "idle", "resume"];
+pub(crate) const SCENARIOS: [&str; 6] = ["json", "access", "burst", "paced", "idle", "resume"];
 
 /// The settings of one run.
 #[derive(Clone, Debug)]

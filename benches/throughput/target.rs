@@ -9,7 +9,7 @@ use ai_service::{
 use tokio::{net::TcpListener, runtime::Builder};
 use tokio_util::sync::CancellationToken;
 
-use crate::{bare, process, streams::upstream};
+use crate::{access, bare, process, streams::upstream};
 
 /// The argument that makes this binary a target, or an upstream.
 pub(crate) const ROLE: &str = "--role";
@@ -39,7 +39,10 @@ pub(crate) fn play(role: &str, upstream: Option<&str>) {
         "simulator" => alone(simulator()),
         "bare" => alone(async { bare::serve(listener().await, &url(), false).await }),
         "bare-merging" => alone(async { bare::serve(listener().await, &url(), true).await }),
-        "service" => service(&url()),
+        "service" => service(&url(), &[]),
+        "service-guarded" => service(&url(), &access::GUARDED),
+        "service-exhausted" => service(&url(), &access::EXHAUSTED),
+        "service-blocking" => service(&url(), &access::BLOCKING),
         _ => match upstream::Script::of(role) {
             Some(script) => alone(async { upstream::serve(listener().await, script).await }),
             None => panic!("no such role: {role}"),
@@ -66,14 +69,15 @@ async fn simulator() {
 }
 
 /// As `main.rs` starts it, with a log at INFO that nobody reads.
-fn service(upstream: &str) {
+fn service(upstream: &str, settings: &[(&str, &str)]) {
     let variables = [
         ("OPENAI_API_KEY", "sk-bench"),
         ("OPENAI_BASE_URL", upstream),
         ("HOST", "127.0.0.1"),
         ("DATABASE_URL", "sqlite::memory:"),
     ];
-    let variables: Variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let variables = variables.iter().chain(settings);
+    let variables: Variables = variables.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let config = Config::from_variables(&variables, false).unwrap();
     assert_eq!(config.log, Log { level: LogLevel::Info, format: LogFormat::Text });
     let _log = telemetry::init(config.log).unwrap();

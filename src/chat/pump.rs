@@ -198,3 +198,76 @@ impl Pump {
         let _ = self.log.append(self.id, behind, self.encoder.take()).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+    use shuttle::future::{block_on, spawn};
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::{
+        chat::ChatStreams,
+        config::Streams,
+        streams::{
+            MemoryLogLimits, Owner,
+            event::entries,
+            stepped::{Orders, SteppedLog},
+        },
+    };
+
+    #[test]
+    fn in_every_order_either_the_end_or_one_stop_is_the_last_entry_and_has_all_the_text() {
+        let complete = || Outcome::Complete(Ending { finish_reason: Some("stop"), usage: None });
+        let shutdown = || Outcome::Stopped(Stop::Shutdown);
+        Orders::All.explore(move || block_on(race(complete(), 1)));
+        Orders::Preempting(2).explore(move || block_on(race(shutdown(), 2)));
+        Orders::Random(500).explore(move || block_on(race(complete(), 3)));
+    }
+
+    /// A producer with two pieces comes to that outcome while `stops` callers stop the stream.
+    async fn race(outcome: Outcome, stops: usize) {
+        let log = Arc::new(SteppedLog::new(MemoryLogLimits { ttl: Duration::MAX, max_bytes: 1 << 20 }));
+        let settings = Streams { ttl: Duration::MAX, orphan: Duration::ZERO, max_bytes: 1 << 20 };
+        let describe = |_: &UpstreamError| unreachable!("no upstream is asked");
+        let streams = ChatStreams::new(log.clone(), TaskTracker::new(), describe, settings);
+        let (id, mut encoder) = (StreamId::random(), Encoder::behind(0));
+        encoder.push(&Event::Start { stream_id: id });
+        log.log.create(id, Owner::default(), encoder.take()).await.unwrap();
+
+        let stop = |_| {
+            let streams = streams.clone();
+            spawn(async move { streams.cancel(id, &Owner::default()).await })
+        };
+        let stops: Vec<_> = (0..stops).map(stop).collect();
+        let (_, stopped) = oneshot::channel();
+        let mut pump = Pump { log: log.clone(), id, encoder, text: "안녕하세요".to_owned(), describe, stopped };
+        pump.encoder.push_chunk("안녕");
+        let is_fenced = log.append(id, 1, pump.encoder.take()).await.is_err();
+        // The second piece has arrived, but is not in the log yet.
+        pump.encoder.push_chunk("하세요");
+        pump.end(if is_fenced { Outcome::Fenced } else { outcome }).await;
+        let mut stopped = 0;
+        for stop in stops {
+            stopped += usize::from(stop.await.unwrap());
+        }
+
+        let whole = log.log.read(id, 0).await.unwrap();
+        let entries: Vec<_> = whole.pieces.iter().flat_map(entries).collect();
+        assert!(entries.iter().map(|entry| entry.seq).eq(1..=whole.last), "without a gap: {entries:?}");
+        let said: Vec<Value> = entries.iter().map(|entry| serde_json::from_slice(&entry.data).unwrap()).collect();
+        let is_last = |event: &Value| event["type"] == "END" || event["type"] == "ERROR";
+        assert_eq!(said.iter().position(is_last), Some(said.len() - 1), "nothing behind the end: {said:?}");
+        let last = &said[said.len() - 1];
+        let text: String = said.iter().filter_map(|event| event["content"].as_str()).collect();
+        assert_eq!(last["full_content"].as_str().or(last["partial"].as_str()), Some(text.as_str()), "{said:?}");
+        assert_eq!(
+            stopped,
+            usize::from(last["finish_reason"] == CANCELLED),
+            "who was told so has stopped it: {said:?}"
+        );
+        assert!(whole.at_end);
+    }
+}

@@ -109,7 +109,7 @@ impl Pump {
             () = orphaned => Outcome::Orphaned,
         };
         // The upstream's connection is closed by now: `produce` is dropped.
-        self.end(outcome).await;
+        self.end(outcome, &beginning.model).await;
     }
 
     async fn produce(&mut self, client: &Client, beginning: &Beginning) -> Outcome {
@@ -149,8 +149,8 @@ impl Pump {
         }
     }
 
-    /// Writes the last entry.
-    async fn end(mut self, outcome: Outcome) {
+    /// Writes the last entry. `model` is for the log.
+    async fn end(mut self, outcome: Outcome, model: &str) {
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();
         let last = self.encoder.last();
@@ -162,7 +162,8 @@ impl Pump {
         let (failure, words) = match outcome {
             Outcome::Complete(ending) => {
                 let tokens = ending.usage.map(|usage| usage.total_tokens);
-                tracing::info!(stream_id = %self.id, finish_reason = ending.finish_reason, tokens, "a stream finished");
+                let finish_reason = ending.finish_reason;
+                tracing::info!(stream_id = %self.id, model, finish_reason, tokens, "a stream finished");
                 return self
                     .append_last(|text| Event::End {
                         full_content: text,
@@ -186,7 +187,7 @@ impl Pump {
             }
         };
         let Failure { code, status, retryable } = failure;
-        tracing::warn!(stream_id = %self.id, code, "a stream failed");
+        tracing::warn!(stream_id = %self.id, model, code, "a stream failed");
         let error = format!("스트리밍 응답 생성 중 오류가 발생했습니다: {words}");
         self.append_last(|text| Event::Error { error: &error, code, status, retryable, partial: text }).await;
     }
@@ -248,7 +249,7 @@ mod tests {
         let is_fenced = log.append(id, 1, pump.encoder.take()).await.is_err();
         // The second piece has arrived, but is not in the log yet.
         pump.encoder.push_chunk("하세요");
-        pump.end(if is_fenced { Outcome::Fenced } else { outcome }).await;
+        pump.end(if is_fenced { Outcome::Fenced } else { outcome }, "gpt-4").await;
         let mut stopped = 0;
         for stop in stops {
             stopped += usize::from(stop.await.unwrap());

@@ -136,7 +136,7 @@ impl Pump {
             () = orphaned => Outcome::Orphaned,
         };
         // The upstream's connection is closed by now: `produce` is dropped.
-        self.end(outcome).await
+        self.end(outcome, &beginning.model).await
     }
 
     async fn produce(&mut self, client: &Client, beginning: &Beginning) -> Outcome {
@@ -176,8 +176,8 @@ impl Pump {
         }
     }
 
-    /// Writes the last entry. False: somebody else has.
-    async fn end(&mut self, outcome: Outcome) -> bool {
+    /// Writes the last entry. False: somebody else has. `model` is for the log.
+    async fn end(&mut self, outcome: Outcome, model: &str) -> bool {
         if let Some(bill) = self.bill.take() {
             let (how, usage) = outcome.for_the_bill(&self.text);
             bill.settle(how, usage, &self.text);
@@ -194,7 +194,8 @@ impl Pump {
             Outcome::Complete(ending) => match self.keep(ending.usage, false).await {
                 Ok(()) => {
                     let tokens = ending.usage.map(|usage| usage.total_tokens);
-                    tracing::info!(stream_id = %self.id, finish_reason = ending.finish_reason, tokens, "a stream finished");
+                    let finish_reason = ending.finish_reason;
+                    tracing::info!(stream_id = %self.id, model, finish_reason, tokens, "a stream finished");
                     return self.append_end(ending.finish_reason, ending.usage).await;
                 }
                 Err(error) => ((self.describe)(Cause::Store(&error)), error.to_string()),
@@ -213,7 +214,7 @@ impl Pump {
             }
         };
         let Failure { code, status, retryable } = failure;
-        tracing::warn!(stream_id = %self.id, code, "a stream failed");
+        tracing::warn!(stream_id = %self.id, model, code, "a stream failed");
         let error = format!("스트리밍 응답 생성 중 오류가 발생했습니다: {words}");
         self.append_last(|text| Event::Error { error: &error, code, status, retryable, partial: text }).await
     }
@@ -235,5 +236,80 @@ impl Pump {
         self.encoder.push(&event(&self.text));
         // A conflict means that the stream has its last entry already.
         self.log.append(self.id, behind, self.encoder.take()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+    use shuttle::future::{block_on, spawn};
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::{
+        chat::ChatStreams,
+        config::Streams,
+        ids::Owner,
+        streams::{
+            MemoryLogLimits,
+            event::entries,
+            stepped::{Orders, SteppedLog},
+        },
+    };
+
+    #[test]
+    fn in_every_order_either_the_end_or_one_stop_is_the_last_entry_and_has_all_the_text() {
+        let complete = || Outcome::Complete(Ending { finish_reason: Some("stop"), usage: None });
+        let shutdown = || Outcome::Stopped(Stop::Shutdown);
+        Orders::All.explore(move || block_on(race(complete(), 1)));
+        Orders::Preempting(2).explore(move || block_on(race(shutdown(), 2)));
+        Orders::Random(500).explore(move || block_on(race(complete(), 3)));
+    }
+
+    /// A producer with two pieces comes to that outcome while `stops` callers stop the stream.
+    async fn race(outcome: Outcome, stops: usize) {
+        let log = Arc::new(SteppedLog::new(MemoryLogLimits { ttl: Duration::MAX, max_bytes: 1 << 20 }));
+        let settings = Streams { ttl: Duration::MAX, orphan: Duration::ZERO, max_bytes: 1 << 20 };
+        let describe: Describe = |_| unreachable!("no upstream is asked");
+        let streams = ChatStreams::new(log.clone(), TaskTracker::new(), describe, settings);
+        let (id, mut encoder) = (StreamId::random(), Encoder::behind(0));
+        encoder.push(&Event::Start { stream_id: id });
+        log.log.create(id, Owner::default(), encoder.take()).await.unwrap();
+
+        let stop = |_| {
+            let streams = streams.clone();
+            spawn(async move { streams.cancel(id, &Owner::default()).await })
+        };
+        let stops: Vec<_> = (0..stops).map(stop).collect();
+        let (_, stopped) = oneshot::channel();
+        let text = "안녕하세요".to_owned();
+        let mut pump = Pump { log: log.clone(), id, encoder, text, describe, stopped, keeping: None, bill: None };
+        pump.encoder.push_chunk("안녕");
+        let is_fenced = log.append(id, 1, pump.encoder.take()).await.is_err();
+        // The second piece has arrived, but is not in the log yet.
+        pump.encoder.push_chunk("하세요");
+        pump.end(if is_fenced { Outcome::Fenced } else { outcome }, "gpt-4").await;
+        let mut stopped = 0;
+        for stop in stops {
+            stopped += usize::from(stop.await.unwrap());
+        }
+
+        let whole = log.log.read(id, 0).await.unwrap();
+        let entries: Vec<_> = whole.pieces.iter().flat_map(entries).collect();
+        assert!(entries.iter().map(|entry| entry.seq).eq(1..=whole.last), "without a gap: {entries:?}");
+        let said: Vec<Value> = entries.iter().map(|entry| serde_json::from_slice(&entry.data).unwrap()).collect();
+        let is_last = |event: &Value| event["type"] == "END" || event["type"] == "ERROR";
+        assert_eq!(said.iter().position(is_last), Some(said.len() - 1), "nothing behind the end: {said:?}");
+        let last = &said[said.len() - 1];
+        let text: String = said.iter().filter_map(|event| event["content"].as_str()).collect();
+        assert_eq!(last["full_content"].as_str().or(last["partial"].as_str()), Some(text.as_str()), "{said:?}");
+        assert_eq!(
+            stopped,
+            usize::from(last["finish_reason"] == CANCELLED),
+            "who was told so has stopped it: {said:?}"
+        );
+        assert!(whole.at_end);
     }
 }

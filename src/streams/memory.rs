@@ -230,6 +230,11 @@ impl StreamLog for MemoryLog {
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
+pub(crate) mod stepped;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::streams::event::{Encoder, Event, entries};
@@ -367,31 +372,5 @@ mod tests {
             assert_eq!(bytes.unwrap(), whole);
         }
         assert!(whole - before < 20 * 200, "one copy");
-    }
-
-    /// The core that readers and the producer share, in every order that the scheduler of many short races comes upon.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn no_wake_up_is_lost_between_a_read_and_a_wait() {
-        for _ in 0..500 {
-            let log = Arc::new(log(1 << 20));
-            let id = running(&log).await;
-            let shared: Arc<dyn StreamLog> = log.clone();
-            let mut follow = crate::streams::Follow::from(shared, id, 0).await.unwrap();
-            let mut readers = tokio::task::JoinSet::new();
-            readers.spawn(async move {
-                let mut seen = 0;
-                while let crate::streams::Followed::Entries(_) = follow.next().await {
-                    seen = follow.cursor();
-                }
-                seen
-            });
-            for behind in 1..5 {
-                log.append(id, behind, chunks(behind, &["x"])).await.unwrap();
-            }
-            log.append(id, 5, end(5)).await.unwrap();
-            // A lost wake-up would cost a poll of five seconds.
-            let seen = tokio::time::timeout(Duration::from_secs(4), readers.join_next()).await;
-            assert_eq!(seen.expect("no wake-up is lost").unwrap().unwrap(), 6);
-        }
     }
 }

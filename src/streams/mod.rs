@@ -120,3 +120,6 @@ pub trait StreamLog: Send + Sync + fmt::Debug {
     /// Notifies whoever waits for entries. A hint, no more: the log itself is the truth.
     fn watch(&self, id: StreamId) -> Pending<'_, Option<Arc<Notify>>>;
 }
+
+#[cfg(test)]
+pub(crate) use memory::stepped;

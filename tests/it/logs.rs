@@ -2,7 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{CANARY_KEY, Play, ScriptedUpstream, TestApp, log, upstream::answer};
+use crate::support::{CANARY_KEY, Play, ScriptedUpstream, TestApp, events::Script, log, upstream::answer};
+
+fn fields(line: &Value, names: &[&str]) -> Vec<Value> {
+    names.iter().map(|name| line[*name].clone()).collect()
+}
 
 #[tokio::test]
 async fn a_request_is_one_line_with_what_an_operator_asks_for() {
@@ -14,8 +18,7 @@ async fn a_request_is_one_line_with_what_an_operator_asks_for() {
 
     let lines = log::lines_of("log-test-1");
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
-    let fields = |names: &[&str]| names.iter().map(|name| line[*name].clone()).collect::<Vec<_>>();
-    let said = fields(&["level", "message", "method", "route", "status", "model", "tokens"]);
+    let said = fields(line, &["level", "message", "method", "route", "status", "model", "tokens"]);
     assert_eq!(
         said,
         [json!("INFO"), json!("request"), json!("POST"), json!("/chat"), json!(200), json!("gpt-4"), json!(25)]
@@ -46,6 +49,27 @@ async fn a_failure_is_one_line_with_its_code_and_reason() {
     let refused = send("log-test-3").await;
     assert_eq!((&refused["level"], &refused["code"]), (&json!("INFO"), &json!("upstream_invalid_request")));
     assert_eq!(refused["reason"], Value::Null, "upstream's words may quote the prompt");
+}
+
+#[tokio::test]
+async fn the_end_of_a_stream_is_one_line_with_its_model() {
+    let upstream = ScriptedUpstream::start().await;
+    upstream.then(Script::answer(&["canary-answer"])).then(Script::chunked().piece("canary-answer").play(Play::Reset));
+    let app = TestApp::start(&upstream.base_url).await;
+    let lines = async |body: &Value| {
+        let id = app.begin(body).await;
+        app.events(&id).await.rest().await;
+        log::lines_of_stream(&id)
+    };
+    let finished = lines(&json!({"message": "canary-prompt", "model": "gpt-4"})).await;
+    let [line] = finished.as_slice() else { panic!("{finished:?}") };
+    let said = fields(line, &["level", "message", "model", "finish_reason", "tokens"]);
+    assert_eq!(said, [json!("INFO"), json!("a stream finished"), json!("gpt-4"), json!("stop"), json!(25)]);
+
+    let failed = lines(&json!({"message": "canary-prompt"})).await;
+    let [line] = failed.as_slice() else { panic!("{failed:?}") };
+    let said = fields(line, &["level", "message", "model", "code"]);
+    assert_eq!(said, [json!("WARN"), json!("a stream failed"), json!("gpt-3.5-turbo"), json!("upstream_reset")]);
 }
 
 #[tokio::test]

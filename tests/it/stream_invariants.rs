@@ -34,6 +34,9 @@ use crate::support::{
 /// How many streams run at once.
 const AT_ONCE: usize = 32;
 
+/// How long a stream may be silent where upstreams stall. Much longer than the pauses of those that go on.
+const IDLE: Duration = Duration::from_millis(500);
+
 /// Chance that repeats itself: SplitMix64.
 #[derive(Clone)]
 struct Dice(u64);
@@ -74,7 +77,7 @@ enum Ending {
         how: Completion,
     },
     Broken(Fault),
-    /// It never says another word: somebody has to stop the stream.
+    /// It never says another word, and the service is patient: somebody has to stop the stream.
     Never,
 }
 
@@ -94,6 +97,8 @@ enum Fault {
     EndOfBody,
     Error,
     Malformed,
+    /// It never says another word, nor closes.
+    Stall,
 }
 
 impl Fault {
@@ -104,6 +109,7 @@ impl Fault {
             Self::EndOfBody => "upstream_truncated",
             Self::Error => "upstream_error",
             Self::Malformed => "upstream_protocol",
+            Self::Stall => "upstream_stalled",
         }
     }
 }
@@ -170,7 +176,10 @@ const TEXTS: [&str; 16] = [
 impl Plan {
     fn new(seed: u64) -> Self {
         let mut dice = Dice(seed);
-        let pieces: Vec<String> = (0..dice.pick(&[0, 1, 2, 5, 12, 30]))
+        if dice.one_in(12) {
+            return Self::stopped_on_its_way(&mut dice);
+        }
+        let mut pieces: Vec<String> = (0..dice.pick(&[0, 1, 2, 5, 12, 30]))
             .map(|_| dice.pick(&TEXTS).repeat(dice.pick(&[1, 1, 1, 1, 1, 1, 1, 300])))
             .collect();
         let ending = match dice.below(10) {
@@ -187,8 +196,8 @@ impl Plan {
                 ]),
             },
             6..=8 => {
-                let faults = [Fault::Reset, Fault::Close, Fault::EndOfBody, Fault::Error, Fault::Malformed];
-                Ending::Broken(dice.pick(&faults))
+                use Fault::{Close, EndOfBody, Error, Malformed, Reset, Stall};
+                Ending::Broken(dice.pick(&[Reset, Close, EndOfBody, Error, Malformed, Stall]))
             }
             _ => Ending::Never,
         };
@@ -199,6 +208,10 @@ impl Plan {
             }
             other => other,
         };
+        // Before the first word another limit holds.
+        if ending == Ending::Broken(Fault::Stall) && told(&pieces).is_empty() {
+            pieces.push("안녕".to_owned());
+        }
         let must_stop = ending == Ending::Never;
         let stop = (must_stop || dice.one_in(3)).then(|| Stop {
             // START, the pieces, the end; of a stream that never ends only what will come can be waited for.
@@ -206,9 +219,22 @@ impl Plan {
             pause: dice.moment(),
             twice: dice.one_in(3),
         });
-        let script = script(&mut dice, &pieces, ending);
+        let script = script(&mut dice, &pieces, ending, |dice| dice.one_in(4).then(|| dice.moment()));
         let readers = (0..dice.pick(&[0, 1, 2, 2, 3, 5])).map(|_| hops(&mut dice, pieces.len())).collect();
         Self { pieces, ending, script, by_chat: dice.one_in(4), leaves_cancel: dice.one_in(8), readers, stop }
+    }
+
+    /// Text that keeps coming while somebody stops the stream: much of it at first, so that there is time for more between
+    /// reading how far the stream is and writing its end there.
+    fn stopped_on_its_way(dice: &mut Dice) -> Self {
+        let long = "\u{0}\u{1f}".repeat(dice.pick(&[2000, 10_000]));
+        let pieces: Vec<String> = [long].into_iter().chain((0..40).map(|_| "더 ".to_owned())).collect();
+        let ending =
+            Ending::Complete { finish_reason: Some("stop"), with_usage: dice.one_in(2), how: Completion::Done };
+        let script = script(dice, &pieces, ending, |_| Some(Duration::from_millis(1)));
+        let readers = (0..2).map(|_| hops(dice, pieces.len())).collect();
+        let stop = Stop { after: 2 + dice.below(30), pause: dice.moment(), twice: dice.one_in(3) };
+        Self { pieces, ending, script, by_chat: dice.one_in(4), leaves_cancel: false, readers, stop: Some(stop) }
     }
 }
 
@@ -218,16 +244,14 @@ fn told(pieces: &[String]) -> Vec<&str> {
 }
 
 /// What the upstream does: events in packets of any size, with pauses between them.
-fn script(dice: &mut Dice, pieces: &[String], ending: Ending) -> Vec<Play> {
+fn script(dice: &mut Dice, pieces: &[String], ending: Ending, pause: fn(&mut Dice) -> Option<Duration>) -> Vec<Play> {
     let mut script = Script::chunked();
     if !dice.one_in(4) {
         script = script.role();
     }
     for piece in pieces {
         script = script.piece(piece);
-        if dice.one_in(4) {
-            script = script.play(Play::Pause(dice.moment()));
-        }
+        script = pause(dice).into_iter().fold(script, |script, pause| script.play(Play::Pause(pause)));
     }
     script = match ending {
         Ending::Complete { finish_reason, with_usage, how } => {
@@ -247,7 +271,10 @@ fn script(dice: &mut Dice, pieces: &[String], ending: Ending) -> Vec<Play> {
         Ending::Broken(Fault::EndOfBody) => script.end(),
         Ending::Broken(Fault::Error) => script.event(r#"{"error":{"message":"boom"}}"#).piece("more").done().end(),
         Ending::Broken(Fault::Malformed) => script.event("{\"choices\":[").piece("more").finish("stop").done().end(),
-        Ending::Never => script.play(Play::Silence),
+        Ending::Broken(Fault::Stall) if dice.one_in(2) => {
+            script.play(Play::Send(b"ff\r\ndata: {".to_vec())).play(Play::Silence)
+        }
+        Ending::Broken(Fault::Stall) | Ending::Never => script.play(Play::Silence),
     };
     recut(dice, script)
 }
@@ -439,12 +466,13 @@ struct Tally {
     finished: usize,
     cancelled: usize,
     failed: usize,
+    /// Of those: because the upstream fell silent.
+    stalled: usize,
     /// Readers who came back and found more behind their cursor.
     resumed: usize,
 }
 
-async fn run(app: Arc<TestApp>, upstream: Arc<Upstream>, tally: Arc<Mutex<Tally>>, seed: u64) {
-    let plan = Plan::new(seed);
+async fn run(app: Arc<TestApp>, upstream: Arc<Upstream>, tally: Arc<Mutex<Tally>>, seed: u64, plan: Plan) {
     let name = format!("plan {seed}");
     upstream.scripts.lock().unwrap().insert(name.clone(), plan.script.clone());
     let on_disconnect = if plan.leaves_cancel { "cancel" } else { "continue" };
@@ -488,6 +516,7 @@ async fn run(app: Arc<TestApp>, upstream: Arc<Upstream>, tally: Arc<Mutex<Tally>
         "cancelled" => tally.cancelled += 1,
         _ => tally.failed += 1,
     }
+    tally.stalled += usize::from(whole.last().unwrap().data["code"] == Fault::Stall.code());
     tally.resumed += got.iter().filter(|got| got.cursor > 1 && !got.events.is_empty()).count();
 }
 
@@ -580,17 +609,21 @@ async fn every_random_stream_keeps_the_invariants() {
 
     let upstream = Arc::new(Upstream::start().await);
     let app = Arc::new(TestApp::start(&upstream.base_url).await);
+    let impatient = TestApp::start_with(&upstream.base_url, |config| config.upstream.timeouts.idle = IDLE).await;
+    let impatient = Arc::new(impatient);
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     let tally = Arc::<Mutex<Tally>>::default();
     let mut running = JoinSet::new();
     for number in 0..plans {
         let seed = base.wrapping_add(number);
-        let (app, upstream) = (Arc::clone(&app), Arc::clone(&upstream));
+        let plan = Plan::new(seed);
+        let app = if plan.ending == Ending::Broken(Fault::Stall) { &impatient } else { &app };
+        let (app, upstream) = (Arc::clone(app), Arc::clone(&upstream));
         let (slots, tally) = (Arc::clone(&slots), Arc::clone(&tally));
         running.spawn(async move {
             let _slot = slots.acquire().await.unwrap();
             // In a task of its own, so that a panic is told with its seed.
-            tokio::spawn(run(app, upstream, tally, seed)).await.err().map(|_| seed)
+            tokio::spawn(run(app, upstream, tally, seed, plan)).await.err().map(|_| seed)
         });
     }
     let mut failed = Vec::new();
@@ -601,6 +634,7 @@ async fn every_random_stream_keeps_the_invariants() {
     assert_eq!(upstream.requests.load(Ordering::Relaxed), usize::try_from(plans).unwrap(), "one call for each");
     let tally = tally.lock().unwrap();
     println!("{tally:?}");
-    let Tally { finished, cancelled, failed, resumed } = *tally;
+    let Tally { finished, cancelled, failed, stalled, resumed } = *tally;
     assert!(plans < 300 || [finished, cancelled, failed, resumed].iter().all(|count| *count > 20), "{tally:?}");
+    assert!(plans < 1000 || stalled > 0, "{tally:?}");
 }

@@ -41,6 +41,15 @@ pub fn text() -> String {
 
 /// The lines of the request with that id.
 pub fn lines_of(request_id: &str) -> Vec<Value> {
+    lines_with("request_id", request_id)
+}
+
+/// The lines of the stream with that id.
+pub fn lines_of_stream(stream_id: &str) -> Vec<Value> {
+    lines_with("stream_id", stream_id)
+}
+
+fn lines_with(field: &str, value: &str) -> Vec<Value> {
     let parse = |line: &str| serde_json::from_str::<Value>(line).unwrap_or_else(|e| panic!("{e}: {line}"));
-    text().lines().map(parse).filter(|line| line["request_id"] == request_id).collect()
+    text().lines().map(parse).filter(|line| line[field] == value).collect()
 }

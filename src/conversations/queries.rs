@@ -214,7 +214,8 @@ pub(super) async fn append(
         RETURNING key, messages, CASE WHEN title IS NULL THEN 0 ELSE 1 END";
     let bytes = signed(turn.question.content.len() + turn.answer.content.len());
     let usage = turn.usage.unwrap_or_default();
-    let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX >> 16);
+    // Whatever an upstream says: the sum of all turns stays a number that both databases have.
+    let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX).min(1 << 40);
     // An INTEGER of PostgreSQL's is 32 bits wide, unlike its BIGINT.
     let row: Option<(i64, i64, i32)> = within!(transaction, connection => {
         let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(Timestamp::micros_now());

@@ -1,6 +1,7 @@
 //! Conversations that last, on every database: over HTTP, and through the library where HTTP cannot tell owners apart.
 
 mod format;
+mod limits;
 mod pages;
 mod resource;
 mod turns;

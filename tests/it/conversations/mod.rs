@@ -5,6 +5,7 @@ mod limits;
 mod pages;
 mod resource;
 mod turns;
+mod validation;
 
 use serde_json::{Value, json};
 

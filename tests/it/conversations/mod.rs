@@ -2,6 +2,8 @@
 
 mod format;
 mod limits;
+mod model;
+mod owners;
 mod pages;
 mod resource;
 mod turns;

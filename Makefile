@@ -2,11 +2,11 @@
 
 .PHONY: test check fmt clippy docs test-tools bench image-test
 
-# Every test: those of `cargo test`, and those that need a browser, curl or a validator.
+# Every test: those of `cargo test`, and those that need a browser, curl, a validator or PostgreSQL.
 test: test-tools
 	STREAM_PLANS=1000 cargo test
 	OPENAPI_SPEC_VALIDATOR="$(CURDIR)/target/test-tools/bin/openapi-spec-validator" \
-		cargo test --test it -- --ignored --test-threads=1
+		scripts/with-postgres cargo test --test it -- --ignored --test-threads=1
 
 # What a change must pass.
 check: fmt clippy docs test

@@ -187,8 +187,9 @@ fn message(judge: &mut Judge, item: Object<SavedFields<'_>>, now: &str) -> Optio
     };
     let role = role(judge, fields.role, is_empty);
     let content = judge.required_text("content", fields.content, is_empty);
+    let is_text = matches!(fields.timestamp, Some(Scalar::Text(_)));
     let timestamp = judge.optional_text("timestamp", fields.timestamp).unwrap_or_else(|| now.to_owned());
-    if !is_moment(&timestamp) {
+    if is_text && !is_moment(&timestamp) {
         let msg = "Input should be a valid datetime, such as 2026-11-22T23:17:31.899397";
         judge.report(Issue::new("datetime_parsing", judge.loc("timestamp"), msg));
     }

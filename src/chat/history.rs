@@ -23,28 +23,22 @@ impl History {
         Self { conversations, counter, max_tokens }
     }
 
-    /// The newest messages that fit, oldest first, beginning with a question, and how many there are in all. The stored
-    /// conversation stays whole.
+    /// The newest messages that fit, oldest first, beginning with a question. The stored conversation stays whole.
     ///
     /// # Errors
     /// The conversation cannot be read.
-    pub(super) async fn load(
-        &self,
-        owner: &Owner,
-        id: &ConversationId,
-        model: &str,
-    ) -> Result<(Vec<Message>, u64), StoreError> {
+    pub(super) async fn load(&self, owner: &Owner, id: &ConversationId, model: &str) -> Result<Recalled, StoreError> {
         let mut kept = Kept { newest_first: Vec::new(), tokens: 0, is_full: false };
-        let (mut before, mut count) = (u64::MAX, 0);
+        let (mut before, mut count, mut bytes) = (u64::MAX, 0, 0);
         loop {
             let page = self.conversations.newest(owner, id, before, PAGE).await?;
-            let is_last = page.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
-            if let (Some((newest, _)), Some((oldest, _))) = (page.first(), page.last()) {
-                (before, count) = (*oldest, count.max(newest + 1));
+            let is_last = page.messages.len() < usize::try_from(PAGE).unwrap_or(usize::MAX);
+            if let (Some((newest, _)), Some((oldest, _))) = (page.messages.first(), page.messages.last()) {
+                (before, count, bytes) = (*oldest, count.max(newest + 1), page.bytes);
             }
-            kept = self.take(kept, page.into_iter().map(|(_, message)| message).collect(), model).await?;
+            kept = self.take(kept, page.messages.into_iter().map(|(_, message)| message).collect(), model).await?;
             if is_last || kept.is_full {
-                return Ok((kept.from_the_first_question(), count));
+                return Ok(Recalled { messages: kept.from_the_first_question(), count, bytes });
             }
         }
     }
@@ -75,6 +69,14 @@ impl History {
         });
         counted.await.map_err(|_| StoreError::Unavailable)
     }
+}
+
+/// What of a conversation is sent, and how large all of it is.
+#[derive(Debug)]
+pub(super) struct Recalled {
+    pub(super) messages: Vec<Message>,
+    pub(super) count: u64,
+    pub(super) bytes: u64,
 }
 
 struct Kept {

@@ -110,6 +110,8 @@ impl Metering {
     /// Counts what was asked on somebody's behalf without a bill: a title.
     pub(super) fn record(&self, owner: &Owner, usage: Option<Usage>) {
         let Usage { prompt_tokens, completion_tokens, .. } = usage.unwrap_or_default();
+        let [prompt_tokens, completion_tokens] =
+            [prompt_tokens, completion_tokens].map(|tokens| tokens.min(MAX_TOKENS));
         let spending = Spending { prompt_tokens, completion_tokens, is_estimated: usage.is_none() };
         self.0.usage.record(owner, Outcome::Done, spending);
     }
@@ -131,6 +133,10 @@ impl Metering {
         counted.await.map_or_else(|_| estimate(bytes), |count| u64::try_from(count).unwrap_or(u64::MAX))
     }
 }
+
+/// Most tokens of one chat that are believed: more than any model takes or gives. What an upstream says beyond that must
+/// not put a caller into debt for years.
+const MAX_TOKENS: u64 = 10_000_000;
 
 /// How many bytes a token has, where nobody has counted: about right for English, high for Korean.
 const BYTES_PER_TOKEN: usize = 4;
@@ -175,6 +181,11 @@ impl Bill {
         if std::mem::replace(&mut self.is_settled, true) {
             return;
         }
+        let spending = Spending {
+            prompt_tokens: spending.prompt_tokens.min(MAX_TOKENS),
+            completion_tokens: spending.completion_tokens.min(MAX_TOKENS),
+            ..spending
+        };
         let shared = Arc::clone(&self.metering.0);
         shared.usage.record(&self.caller.owner, outcome, spending);
         let Some(quota) = shared.tokens else { return };

@@ -239,11 +239,9 @@ impl OpenAiService {
         conversations::check_text(&request.message)?;
         self.0.conversations.check_writable().await?;
         let model = self.model_for(request).to_owned();
-        let (history, count) = self.0.history.load(owner, &id, &model).await?;
-        if usize::try_from(count).unwrap_or(usize::MAX) + 2 > conversations::MAX_MESSAGES {
-            return Err(StoreError::full());
-        }
-        request.history = history;
+        let recalled = self.0.history.load(owner, &id, &model).await?;
+        conversations::check_room(&request.message, recalled.count, recalled.bytes)?;
+        request.history = recalled.messages;
         Ok(Keeping::new(self.clone(), owner.clone(), id, request.message.clone()))
     }
 
@@ -263,8 +261,8 @@ impl OpenAiService {
         if self.0.conversations.find(owner, id).await?.is_none() {
             return Ok(None);
         }
-        let (conversation, _) = self.0.history.load(owner, id, &self.0.defaults.model).await?;
-        let title = self.generate_title(owner, &conversation).await;
+        let recalled = self.0.history.load(owner, id, &self.0.defaults.model).await?;
+        let title = self.generate_title(owner, &recalled.messages).await;
         // What stands for a title must not take the place of one.
         let only_first = title == UNTITLED;
         self.0.conversations.set_title(owner, id.clone(), title.clone(), only_first).await?;

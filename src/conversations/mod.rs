@@ -89,6 +89,15 @@ pub struct Counts {
     pub completion_tokens: u64,
 }
 
+/// The end of a conversation, or a part of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// The newest first, each with its number: 0, 1, 2 …
+    pub messages: Vec<(u64, StoredMessage)>,
+    /// Of the text of all messages of the conversation; 0 where `messages` is empty.
+    pub bytes: u64,
+}
+
 /// What a conversation amounts to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
@@ -226,8 +235,7 @@ impl Conversations {
         self.0.connections.reading(queries::messages(self.pool(), owner, id)).await
     }
 
-    /// At most `limit` messages before the one numbered `before`, the newest first, each with its number. Without such a
-    /// conversation there are none.
+    /// At most `limit` messages before the one numbered `before`. Without such a conversation there are none.
     ///
     /// # Errors
     /// The database cannot be asked.
@@ -237,7 +245,7 @@ impl Conversations {
         id: &ConversationId,
         before: u64,
         limit: u32,
-    ) -> Result<Vec<(u64, StoredMessage)>, StoreError> {
+    ) -> Result<Newest, StoreError> {
         self.0.connections.reading(queries::newest(self.pool(), owner, id, before, limit)).await
     }
 
@@ -365,6 +373,18 @@ pub fn check(messages: &[StoredMessage]) -> Result<(), StoreError> {
         bytes += message.content.len();
     }
     if messages.len() > MAX_MESSAGES || bytes > MAX_CONVERSATION_BYTES {
+        return Err(StoreError::full());
+    }
+    Ok(())
+}
+
+/// That a question of this text has room in a conversation of so many messages and bytes, with an answer.
+///
+/// # Errors
+/// The limit that would be passed.
+pub fn check_room(question: &str, messages: u64, bytes: u64) -> Result<(), StoreError> {
+    let [messages, bytes] = [messages, bytes].map(|number| usize::try_from(number).unwrap_or(usize::MAX));
+    if messages.saturating_add(2) > MAX_MESSAGES || bytes.saturating_add(question.len()) > MAX_CONVERSATION_BYTES {
         return Err(StoreError::full());
     }
     Ok(())

@@ -6,8 +6,8 @@ use sqlx::QueryBuilder;
 
 use crate::{
     conversations::{
-        Appended, Conversation, Counts, Cursor, MAX_CONVERSATION_BYTES, MAX_MESSAGES, Saved, StoredMessage, Summary,
-        Turn,
+        Appended, Conversation, Counts, Cursor, MAX_CONVERSATION_BYTES, MAX_MESSAGES, Newest, Saved, StoredMessage,
+        Summary, Turn,
         database::{Pool, Transaction},
     },
     ids::{ConversationId, Owner},
@@ -134,19 +134,22 @@ pub(super) async fn newest(
     id: &ConversationId,
     before: u64,
     limit: u32,
-) -> Result<Vec<(u64, StoredMessage)>, sqlx::Error> {
-    const SQL: &str = "SELECT seq, role, content, timestamp, interrupted FROM messages \
+) -> Result<Newest, sqlx::Error> {
+    const SQL: &str = "SELECT seq, role, content, timestamp, interrupted, \
+        (SELECT bytes FROM conversations WHERE owner = $1 AND id = $2) FROM messages \
         WHERE conversation = (SELECT key FROM conversations WHERE owner = $1 AND id = $2) AND seq < $3 \
         ORDER BY seq DESC LIMIT $4";
     let before = i64::try_from(before).unwrap_or(i64::MAX);
-    let rows: Vec<(i64, String, Vec<u8>, String, i64)> = on!(pool, connection => {
+    let rows: Vec<(i64, String, Vec<u8>, String, i64, i64)> = on!(pool, connection => {
         let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(before).bind(i64::from(limit));
         query.fetch_all(connection).await?
     });
-    let numbered = |(seq, role, content, timestamp, interrupted)| {
-        Ok((count(seq), message((role, content, timestamp, interrupted))?))
-    };
-    rows.into_iter().map(numbered).collect()
+    let mut newest = Newest { messages: Vec::with_capacity(rows.len()), bytes: 0 };
+    for (seq, role, content, timestamp, interrupted, bytes) in rows {
+        newest.messages.push((count(seq), message((role, content, timestamp, interrupted))?));
+        newest.bytes = count(bytes);
+    }
+    Ok(newest)
 }
 
 /// Makes a conversation with its messages. `None`: there is one of that id.
@@ -216,7 +219,8 @@ pub(super) async fn append(
         RETURNING key, messages, CASE WHEN title IS NULL THEN 0 ELSE 1 END";
     let bytes = signed(turn.question.content.len() + turn.answer.content.len());
     let usage = turn.usage.unwrap_or_default();
-    let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX >> 16);
+    // Whatever an upstream says: the sum of all turns stays a number that both databases have.
+    let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX).min(1 << 40);
     // An INTEGER of PostgreSQL's is 32 bits wide, unlike its BIGINT.
     let row: Option<(i64, i64, i32)> = within!(transaction, connection => {
         let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(Timestamp::micros_now());

@@ -33,10 +33,10 @@ pub struct Used {
 
 impl std::ops::AddAssign for Used {
     fn add_assign(&mut self, other: Self) {
-        self.requests += other.requests;
-        self.prompt_tokens += other.prompt_tokens;
-        self.completion_tokens += other.completion_tokens;
-        self.estimated_tokens += other.estimated_tokens;
+        self.requests = self.requests.saturating_add(other.requests);
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+        self.estimated_tokens = self.estimated_tokens.saturating_add(other.estimated_tokens);
     }
 }
 
@@ -86,7 +86,7 @@ pub(super) async fn used(pool: &Pool, owner: &Owner, first: &str, last: &str) ->
     });
     let mut all = Used::default();
     for (estimated, requests, prompt, completion) in rows {
-        let estimated_tokens = if estimated == 0 { 0 } else { count(prompt) + count(completion) };
+        let estimated_tokens = if estimated == 0 { 0 } else { count(prompt).saturating_add(count(completion)) };
         all += Used {
             requests: count(requests),
             prompt_tokens: count(prompt),

@@ -21,6 +21,7 @@ mod awkward_bytes;
 mod browser;
 mod browser_streams;
 mod chat;
+mod conversations;
 mod cors;
 mod demo;
 mod documents;

@@ -142,6 +142,12 @@ impl Owner {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Its name, shared.
+    #[must_use]
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(&self.0)
+    }
 }
 
 /// Names one conversation among those of its owner: `[A-Za-z0-9_-]{1,64}`, chosen by whoever makes it.

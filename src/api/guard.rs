@@ -238,7 +238,7 @@ impl GuardLayer {
         if rules.authenticator.is_open() {
             return Ok(Identity::Known(Caller { owner: Owner::default(), who: key.name().into() }));
         }
-        let by_token = |owner: Owner| Identity::Known(Caller { who: owner.as_str().into(), owner });
+        let by_token = |owner: Owner| Identity::Known(Caller { who: owner.name(), owner });
         let token = head.headers.get_all(header::AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         match rules.authenticator.authenticate(token) {
             Err(Denied::Missing) => {}

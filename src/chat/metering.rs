@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -192,10 +193,14 @@ impl Bill {
         let (who, taken) = (Arc::clone(&self.caller.who), self.reserved);
         let used = spending.prompt_tokens + spending.completion_tokens;
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        let mut settling = Box::pin(async move {
             // What cannot be settled comes back by itself within a minute.
             let _ = shared.limiter.settle(&who, quota, taken, used).await;
         });
+        // In memory it is done at once, and a task for it would cost more than all the rest.
+        if settling.as_mut().now_or_never().is_none() {
+            tasks.spawn(settling);
+        }
     }
 }
 

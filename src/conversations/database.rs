@@ -212,7 +212,8 @@ async fn open_file(path: &Path) -> Result<Connections, OpenError> {
 
 /// Opens a file. Whoever makes one, or leaves it last, holds it alone for a moment, and there SQLite does not wait.
 async fn connect(connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
-    let until = Instant::now() + BUSY_AT_START;
+    // Where it does wait, that was long enough.
+    let until = Instant::now() + BUSY_AT_START / 2;
     loop {
         match sqlite_pool(connections).connect_with(options.clone()).await {
             Err(error) if matches!(sqlite_code(&error), Some(5 | 6)) && Instant::now() < until => {

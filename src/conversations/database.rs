@@ -9,7 +9,10 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::{sync::OnceCell, time::timeout};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep, timeout},
+};
 
 use crate::{
     config::Database,
@@ -24,6 +27,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The same when the service starts, which should say soon what is wrong.
 const BUSY_AT_START: Duration = Duration::from_secs(2);
+
+/// How soon a file that is held for a moment is tried again.
+const BUSY_RETRY: Duration = Duration::from_millis(10);
 
 /// How long PostgreSQL has for one request. Callers are told within two seconds that it is away.
 const POSTGRES_TIMEOUT: Duration = Duration::from_millis(1800);
@@ -185,11 +191,11 @@ async fn open_file(path: &Path) -> Result<Connections, OpenError> {
     let problem = |error: &sqlx::Error| sqlite_problem(&place, error);
     let options = sqlite_options().filename(path);
     // One connection first, which finds out what is wrong without waiting long.
-    let first = sqlite_pool(1).connect_with(options.clone().busy_timeout(BUSY_AT_START)).await;
-    let first = first.map_err(|error| problem(&error))?;
-    let writable = first.begin_with("BEGIN IMMEDIATE").await.map_err(|error| problem(&error))?;
-    writable.rollback().await.map_err(|error| problem(&error))?;
-    SQLITE_MIGRATIONS.run(&first).await.map_err(|error| sqlite_migration_problem(&place, &error))?;
+    let first = connect(1, options.clone().busy_timeout(BUSY_AT_START)).await.map_err(|error| problem(&error))?;
+    // Shows that it can be written to, and keeps out whoever starts on the same file at the same moment.
+    let mut alone = first.begin_with("BEGIN IMMEDIATE").await.map_err(|error| problem(&error))?;
+    SQLITE_MIGRATIONS.run(&mut *alone).await.map_err(|error| sqlite_migration_problem(&place, &error))?;
+    alone.commit().await.map_err(|error| problem(&error))?;
     let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
     if is_small {
         let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&first).await;
@@ -198,10 +204,24 @@ async fn open_file(path: &Path) -> Result<Connections, OpenError> {
         }
     }
     first.close().await;
-    let write = sqlite_pool(1).connect_with(options.clone()).await.map_err(|error| problem(&error))?;
-    let read = sqlite_pool(SQLITE_READERS).connect_with(options).await.map_err(|error| problem(&error))?;
+    let write = connect(1, options.clone()).await.map_err(|error| problem(&error))?;
+    let read = connect(SQLITE_READERS, options).await.map_err(|error| problem(&error))?;
     let pool = Pool::Sqlite { read, write };
     Ok(Connections { pool, ready: OnceCell::new_with(Some(())), timeout: SQLITE_TIMEOUT })
+}
+
+/// Opens a file. Whoever makes one, or leaves it last, holds it alone for a moment, and there SQLite does not wait.
+async fn connect(connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    // Where it does wait, that was long enough.
+    let until = Instant::now() + BUSY_AT_START / 2;
+    loop {
+        match sqlite_pool(connections).connect_with(options.clone()).await {
+            Err(error) if matches!(sqlite_code(&error), Some(5 | 6)) && Instant::now() < until => {
+                sleep(BUSY_RETRY).await
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 const REMEDY_PLACE: &str = "Let DATABASE_URL name a place that this user may write to, such as \
@@ -218,8 +238,7 @@ fn corrupt(place: &str) -> OpenError {
 
 /// What SQLite says when it opens a file. Source of the numbers: <https://www.sqlite.org/rescode.html>
 fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
-    let primary = code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
-    let (problem, remedy) = match primary {
+    let (problem, remedy) = match sqlite_code(error) {
         Some(5 | 6) => ("another program has locked it".to_owned(), REMEDY_LOCKED),
         Some(8) => ("it is read-only".to_owned(), REMEDY_PLACE),
         Some(11) => return corrupt(place),
@@ -229,6 +248,11 @@ fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
         _ => (error.to_string(), REMEDY_PLACE),
     };
     OpenError { place: place.to_owned(), problem, remedy }
+}
+
+/// The primary one.
+fn sqlite_code(error: &sqlx::Error) -> Option<u32> {
+    code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff)
 }
 
 fn sqlite_migration_problem(place: &str, error: &MigrateError) -> OpenError {

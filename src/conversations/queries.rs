@@ -184,17 +184,23 @@ pub(super) async fn save(
 ) -> Result<Saved, sqlx::Error> {
     const SQL: &str = "UPDATE conversations SET updated_at = $3, messages = $4, user_messages = $5, ai_messages = $6, \
         bytes = $7 WHERE owner = $1 AND id = $2 RETURNING key";
-    // First, because it locks what it meets: somebody else who makes the same one waits.
-    if let Some(saved) = create(transaction, owner, id, None, messages).await? {
-        return Ok(saved);
-    }
     let sums = Sums::of(messages);
-    let key: i64 = within!(transaction, connection => {
-        let query = sqlx::query_scalar(SQL).bind(owner.as_str()).bind(id.as_str());
-        let query = query.bind(Timestamp::micros_now());
-        let query = query.bind(sums.messages).bind(sums.user_messages).bind(sums.ai_messages).bind(sums.bytes);
-        query.fetch_one(connection).await?
-    });
+    let key: i64 = loop {
+        // First, because somebody else who makes the same one is waited for.
+        if let Some(saved) = create(transaction, owner, id, None, messages).await? {
+            return Ok(saved);
+        }
+        let key = within!(transaction, connection => {
+            let query = sqlx::query_scalar(SQL).bind(owner.as_str()).bind(id.as_str());
+            let query = query.bind(Timestamp::micros_now());
+            let query = query.bind(sums.messages).bind(sums.user_messages).bind(sums.ai_messages).bind(sums.bytes);
+            query.fetch_optional(connection).await?
+        });
+        // In PostgreSQL, what was there a moment ago may have been removed since.
+        if let Some(key) = key {
+            break key;
+        }
+    };
     delete_messages(transaction, key).await?;
     insert(transaction, key, 0, messages).await?;
     let conversation = reread(transaction, owner, id).await?;

@@ -3,7 +3,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +18,8 @@ use tokio::{
     task::JoinHandle,
 };
 use url::Url;
+
+use super::events::Script;
 
 /// One step of an answer.
 #[derive(Clone, Debug)]
@@ -53,6 +58,7 @@ impl Seen {
 struct Shared {
     scripts: Mutex<VecDeque<Vec<Play>>>,
     seen: Mutex<Vec<Seen>>,
+    is_echo: AtomicBool,
     arrived: Notify,
     release: Notify,
     left: Notify,
@@ -88,6 +94,13 @@ impl ScriptedUpstream {
     /// What to do with the next request that has no script yet. Without one it gets [`answer`].
     pub fn then(&self, script: impl IntoIterator<Item = Play>) -> &Self {
         self.shared.scripts.lock().expect("scripts").push_back(script.into_iter().collect());
+        self
+    }
+
+    /// From now on a request without a script gets its question back, behind `re: `: many may be asked at once, and each
+    /// answer tells whose it is.
+    pub fn echo(&self) -> &Self {
+        self.shared.is_echo.store(true, Ordering::SeqCst);
         self
     }
 
@@ -167,10 +180,11 @@ async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     loop {
         let Some(seen) = read_request(&mut stream, &mut unread).await? else { return Ok(()) };
         let is_models = seen.line.ends_with("/models");
+        let echo = shared.is_echo.load(Ordering::SeqCst).then(|| echo(&seen.body));
         shared.seen.lock().expect("seen").push(seen);
         shared.arrived.notify_waiters();
         let script = shared.scripts.lock().expect("scripts").pop_front();
-        let script = script.unwrap_or_else(|| {
+        let script = script.or(echo.flatten()).unwrap_or_else(|| {
             let models = json!({"object": "list", "data": [{"id": "gpt-4o", "object": "model", "created": 5}]});
             let body = if is_models { models } else { answer("안녕하세요! 무엇을 도와드릴까요?") };
             vec![Play::Send(response(200, "", &body.to_string()))]
@@ -195,6 +209,16 @@ async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
             }
         }
     }
+}
+
+/// The answer that repeats the question, whole or streamed as that was asked.
+fn echo(body: &Value) -> Option<Vec<Play>> {
+    let question = body["messages"].as_array()?.last()?["content"].as_str()?;
+    let text = format!("re: {question}");
+    Some(match body["stream"].as_bool() {
+        Some(true) => Script::answer(&["re: ", question]).into_iter().collect(),
+        _ => vec![Play::Send(response(200, "", &answer(&text).to_string()))],
+    })
 }
 
 async fn read_request(stream: &mut TcpStream, unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {

@@ -2,6 +2,7 @@
 
 pub mod browser;
 pub mod cutting_proxy;
+pub mod dice;
 pub mod events;
 pub mod log;
 pub mod upstream;

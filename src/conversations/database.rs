@@ -6,6 +6,7 @@ use secrecy::ExposeSecret;
 use sqlx::{
     PgPool, Postgres, Sqlite, SqlitePool,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -13,7 +14,7 @@ use tokio::{sync::OnceCell, time::timeout};
 
 use crate::{
     config::Database,
-    conversations::error::{OpenError, StoreError, code},
+    conversations::error::{OpenError, StoreError, code, is_disk_full},
 };
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/sqlite");
@@ -54,27 +55,56 @@ pub(super) enum Pool {
     Postgres(PgPool),
 }
 
-/// Everything between its beginning and its commit happens, or nothing.
+/// Everything between its beginning and its end happens, or nothing.
 #[derive(Debug)]
 pub(super) enum Transaction {
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    /// Not sqlx's own: SQLite ends a transaction by itself when the disk is full, and sqlx, which counts how many are
+    /// open, then takes that one for open for ever and begins no other on the same connection.
+    Sqlite(PoolConnection<Sqlite>),
     Postgres(sqlx::Transaction<'static, Postgres>),
 }
 
 impl Transaction {
     pub(super) async fn begin(pool: &Pool) -> Result<Self, sqlx::Error> {
         match pool {
-            // Takes the lock at once: a transaction that takes it later cannot wait for it.
-            Pool::Sqlite { write, .. } => Ok(Self::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)),
+            Pool::Sqlite { write, .. } => {
+                let mut connection = write.acquire().await?;
+                // Takes the lock at once: a transaction that takes it later cannot wait for it.
+                sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+                Ok(Self::Sqlite(connection))
+            }
             Pool::Postgres(pool) => Ok(Self::Postgres(pool.begin().await?)),
         }
     }
 
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+    /// Commits when all went well, else takes everything back. It must be waited for.
+    pub(super) async fn end<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         match self {
-            Self::Sqlite(transaction) => transaction.commit().await,
-            Self::Postgres(transaction) => transaction.commit().await,
+            Self::Sqlite(mut connection) => {
+                let committed = match outcome {
+                    Ok(done) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| done),
+                    Err(error) => Err(error),
+                };
+                if committed.is_err() {
+                    roll_back(connection).await;
+                }
+                committed
+            }
+            Self::Postgres(transaction) => {
+                let done = outcome?;
+                transaction.commit().await?;
+                Ok(done)
+            }
         }
+    }
+}
+
+async fn roll_back(mut connection: PoolConnection<Sqlite>) {
+    let rolled_back = sqlx::query("ROLLBACK").execute(&mut *connection).await;
+    // SQLITE_ERROR: there is nothing to take back, because SQLite has done so already.
+    if rolled_back.is_err_and(|error| code(&error).as_deref() != Some("1")) {
+        // Nobody knows what state it is in.
+        connection.close_on_drop();
     }
 }
 
@@ -218,13 +248,17 @@ fn corrupt(place: &str) -> OpenError {
 
 /// What SQLite says when it opens a file. Source of the numbers: <https://www.sqlite.org/rescode.html>
 fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
-    let primary = code(error).and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    let code = code(error);
+    if code.as_deref().is_some_and(is_disk_full) {
+        let remedy = "Make room on the disk, then start again";
+        return OpenError { place: place.to_owned(), problem: "the disk is full".to_owned(), remedy };
+    }
+    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
     let (problem, remedy) = match primary {
         Some(5 | 6) => ("another program has locked it".to_owned(), REMEDY_LOCKED),
         Some(8) => ("it is read-only".to_owned(), REMEDY_PLACE),
         Some(11) => return corrupt(place),
         Some(26) => ("it is not a database of SQLite's".to_owned(), REMEDY_CORRUPT),
-        Some(13) => ("the disk is full".to_owned(), "Make room on the disk, then start again"),
         Some(14) => ("it cannot be opened".to_owned(), REMEDY_PLACE),
         _ => (error.to_string(), REMEDY_PLACE),
     };
@@ -279,11 +313,11 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
         Ok(Err(error)) => match refusal(&error) {
             Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
             None => {
-                tracing::warn!(database = place, "the database is away; conversations are refused until it is back")
+                tracing::warn!(database = place, "the database is away; conversations are refused until it is back");
             }
         },
         Err(_) => {
-            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does")
+            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does");
         }
     }
     Ok(Connections { pool: Pool::Postgres(pool), ready, timeout: POSTGRES_TIMEOUT })

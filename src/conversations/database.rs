@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    PgPool, Postgres, Sqlite, SqlitePool,
+    ConnectOptions, Connection, PgPool, Postgres, Sqlite, SqlitePool,
     migrate::{MigrateError, Migrator},
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -205,6 +205,9 @@ async fn open_in_memory() -> Result<Connections, OpenError> {
 
 async fn open_file(path: &Path) -> Result<Connections, OpenError> {
     let place = path.display().to_string();
+    if path.is_dir() {
+        return Err(OpenError { place, problem: "it is a directory".to_owned(), remedy: REMEDY_PLACE });
+    }
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory).map_err(|error| OpenError {
             place: place.clone(),
@@ -212,26 +215,44 @@ async fn open_file(path: &Path) -> Result<Connections, OpenError> {
             remedy: REMEDY_PLACE,
         })?;
     }
+    prepare_file(path, &place).await?;
     let problem = |error: &sqlx::Error| sqlite_problem(&place, error);
     let options = sqlite_options().filename(path);
-    // One connection first, which finds out what is wrong without waiting long.
-    let first = sqlite_pool(1).connect_with(options.clone().busy_timeout(BUSY_AT_START)).await;
-    let first = first.map_err(|error| problem(&error))?;
-    let writable = first.begin_with("BEGIN IMMEDIATE").await.map_err(|error| problem(&error))?;
-    writable.rollback().await.map_err(|error| problem(&error))?;
-    SQLITE_MIGRATIONS.run(&first).await.map_err(|error| sqlite_migration_problem(&place, &error))?;
-    let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
-    if is_small {
-        let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&first).await;
-        if check.map_err(|error| problem(&error))? != "ok" {
-            return Err(corrupt(&place));
-        }
-    }
-    first.close().await;
     let write = sqlite_pool(1).connect_with(options.clone()).await.map_err(|error| problem(&error))?;
     let read = sqlite_pool(SQLITE_READERS).connect_with(options).await.map_err(|error| problem(&error))?;
     let pool = Pool::Sqlite { read, write };
     Ok(Connections { pool, ready: OnceCell::new_with(Some(())), timeout: SQLITE_TIMEOUT })
+}
+
+/// Brings a file up to date. One connection of its own finds out what is wrong, without waiting long, and writes nothing
+/// before it knows that nothing is.
+async fn prepare_file(path: &Path, place: &str) -> Result<(), OpenError> {
+    const IS_EMPTY: &str = "SELECT count(*) = 0 FROM sqlite_schema";
+    const IS_OURS: &str = "SELECT count(*) = 2 FROM sqlite_schema WHERE type = 'table' \
+        AND name IN ('_sqlx_migrations', 'conversations')";
+    let problem = |error: sqlx::Error| sqlite_problem(place, &error);
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY_AT_START);
+    let mut first = options.connect().await.map_err(problem)?;
+    let mut transaction = first.begin_with("BEGIN IMMEDIATE").await.map_err(problem)?;
+    let is_empty: bool = sqlx::query_scalar(IS_EMPTY).fetch_one(&mut *transaction).await.map_err(problem)?;
+    let is_ours: bool = sqlx::query_scalar(IS_OURS).fetch_one(&mut *transaction).await.map_err(problem)?;
+    let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
+    if is_small {
+        let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&mut *transaction).await;
+        if check.map_err(problem)? != "ok" {
+            return Err(corrupt(place));
+        }
+    }
+    if !is_empty && !is_ours {
+        let problem = "it belongs to another program".to_owned();
+        return Err(OpenError { place: place.to_owned(), problem, remedy: REMEDY_OTHER });
+    }
+    // Something that must be written, for of what it can only read SQLite begins to write without a word. Nothing of it
+    // leaves the memory.
+    sqlx::query("PRAGMA user_version = 0").execute(&mut *transaction).await.map_err(problem)?;
+    transaction.rollback().await.map_err(problem)?;
+    SQLITE_MIGRATIONS.run(&mut first).await.map_err(|error| sqlite_migration_problem(place, &error))?;
+    first.close().await.map_err(problem)
 }
 
 const REMEDY_PLACE: &str = "Let DATABASE_URL name a place that this user may write to, such as \
@@ -240,6 +261,8 @@ const REMEDY_LOCKED: &str = "Stop the program that holds it (a backup, a shell),
 const REMEDY_CORRUPT: &str = "Restore a backup, or move the file away to begin with an empty one; nothing was changed";
 const REMEDY_NEWER: &str =
     "Start the newer version again, or let DATABASE_URL name another database; nothing was changed";
+const REMEDY_OTHER: &str = "Let DATABASE_URL name another database; nothing was changed";
+const REMEDY_HALF: &str = "Restore a backup, or let DATABASE_URL name another database; nothing was changed";
 const REMEDY_POSTGRES: &str = "Check user, password and database name in DATABASE_URL";
 
 fn corrupt(place: &str) -> OpenError {
@@ -281,11 +304,10 @@ fn migration_problem(error: &MigrateError) -> (String, &'static str) {
         MigrateError::VersionMissing(version) => {
             (format!("a newer version of this service has changed its tables (to {version})"), REMEDY_NEWER)
         }
-        MigrateError::VersionMismatch(_) => {
-            ("its tables are not those of this service".to_owned(), "Let DATABASE_URL name another database")
-        }
+        MigrateError::VersionMismatch(_) => ("its tables are not those of this service".to_owned(), REMEDY_OTHER),
+        MigrateError::Dirty(_) => ("its tables are half made".to_owned(), REMEDY_HALF),
         // What a database says of a migration quotes the migration, which holds no secret.
-        other => (other.to_string(), REMEDY_POSTGRES),
+        other => (other.to_string(), REMEDY_OTHER),
     }
 }
 

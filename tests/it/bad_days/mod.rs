@@ -1,6 +1,11 @@
 //! What goes wrong around a database: the binary itself, on a file that something has happened to.
 
+mod damaged;
 mod disk_full;
+mod locked;
+mod newer;
+mod no_place;
+mod read_only;
 
 use std::{
     io::{Read, Write},

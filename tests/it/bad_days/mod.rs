@@ -2,6 +2,7 @@
 
 mod damaged;
 mod disk_full;
+mod killed;
 mod locked;
 mod newer;
 mod no_place;

@@ -4,7 +4,7 @@
 
 # Every test: those of `cargo test`, and those that need a browser, curl, a validator or PostgreSQL.
 test: test-tools
-	STREAM_PLANS=1000 cargo test
+	STREAM_PLANS=1000 KILL_ROUNDS=500 cargo test
 	OPENAPI_SPEC_VALIDATOR="$(CURDIR)/target/test-tools/bin/openapi-spec-validator" \
 		scripts/with-postgres cargo test --test it -- --ignored --test-threads=1
 

@@ -261,6 +261,8 @@ impl OpenAiService {
         if self.0.conversations.find(owner, id).await?.is_none() {
             return Ok(None);
         }
+        // Before anything is paid for.
+        self.0.conversations.check_writable().await?;
         let recalled = self.0.history.load(owner, id, &self.0.defaults.model).await?;
         let title = self.generate_title(owner, &recalled.messages).await;
         // What stands for a title must not take the place of one.

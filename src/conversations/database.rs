@@ -4,8 +4,9 @@ use std::{path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    PgPool, Postgres, Sqlite, SqlitePool,
+    ConnectOptions, Connection, PgPool, Postgres, Sqlite, SqlitePool,
     migrate::{MigrateError, Migrator},
+    pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -16,7 +17,7 @@ use tokio::{
 
 use crate::{
     config::Database,
-    conversations::error::{OpenError, StoreError, code},
+    conversations::error::{OpenError, StoreError, code, is_disk_full},
 };
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/sqlite");
@@ -60,27 +61,56 @@ pub(super) enum Pool {
     Postgres(PgPool),
 }
 
-/// Everything between its beginning and its commit happens, or nothing.
+/// Everything between its beginning and its end happens, or nothing.
 #[derive(Debug)]
 pub(super) enum Transaction {
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    /// Not sqlx's own: SQLite ends a transaction by itself when the disk is full, and sqlx, which counts how many are
+    /// open, then takes that one for open for ever and begins no other on the same connection.
+    Sqlite(PoolConnection<Sqlite>),
     Postgres(sqlx::Transaction<'static, Postgres>),
 }
 
 impl Transaction {
     pub(super) async fn begin(pool: &Pool) -> Result<Self, sqlx::Error> {
         match pool {
-            // Takes the lock at once: a transaction that takes it later cannot wait for it.
-            Pool::Sqlite { write, .. } => Ok(Self::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?)),
+            Pool::Sqlite { write, .. } => {
+                let mut connection = write.acquire().await?;
+                // Takes the lock at once: a transaction that takes it later cannot wait for it.
+                sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+                Ok(Self::Sqlite(connection))
+            }
             Pool::Postgres(pool) => Ok(Self::Postgres(pool.begin().await?)),
         }
     }
 
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
+    /// Commits when all went well, else takes everything back. It must be waited for.
+    pub(super) async fn end<T>(self, outcome: Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
         match self {
-            Self::Sqlite(transaction) => transaction.commit().await,
-            Self::Postgres(transaction) => transaction.commit().await,
+            Self::Sqlite(mut connection) => {
+                let committed = match outcome {
+                    Ok(done) => sqlx::query("COMMIT").execute(&mut *connection).await.map(|_| done),
+                    Err(error) => Err(error),
+                };
+                if committed.is_err() {
+                    roll_back(connection).await;
+                }
+                committed
+            }
+            Self::Postgres(transaction) => {
+                let done = outcome?;
+                transaction.commit().await?;
+                Ok(done)
+            }
         }
+    }
+}
+
+async fn roll_back(mut connection: PoolConnection<Sqlite>) {
+    let rolled_back = sqlx::query("ROLLBACK").execute(&mut *connection).await;
+    // SQLITE_ERROR: there is nothing to take back, because SQLite has done so already.
+    if rolled_back.is_err_and(|error| code(&error).as_deref() != Some("1")) {
+        // Nobody knows what state it is in.
+        connection.close_on_drop();
     }
 }
 
@@ -181,6 +211,9 @@ async fn open_in_memory() -> Result<Connections, OpenError> {
 
 async fn open_file(path: &Path) -> Result<Connections, OpenError> {
     let place = path.display().to_string();
+    if path.is_dir() {
+        return Err(OpenError { place, problem: "it is a directory".to_owned(), remedy: REMEDY_PLACE });
+    }
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         std::fs::create_dir_all(directory).map_err(|error| OpenError {
             place: place.clone(),
@@ -188,40 +221,62 @@ async fn open_file(path: &Path) -> Result<Connections, OpenError> {
             remedy: REMEDY_PLACE,
         })?;
     }
+    prepare_file(path, &place).await?;
     let problem = |error: &sqlx::Error| sqlite_problem(&place, error);
     let options = sqlite_options().filename(path);
-    // One connection first, which finds out what is wrong without waiting long.
-    let first = connect(1, options.clone().busy_timeout(BUSY_AT_START)).await.map_err(|error| problem(&error))?;
-    // Shows that it can be written to, and keeps out whoever starts on the same file at the same moment.
-    let mut alone = first.begin_with("BEGIN IMMEDIATE").await.map_err(|error| problem(&error))?;
-    SQLITE_MIGRATIONS.run(&mut *alone).await.map_err(|error| sqlite_migration_problem(&place, &error))?;
-    alone.commit().await.map_err(|error| problem(&error))?;
-    let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
-    if is_small {
-        let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&first).await;
-        if check.map_err(|error| problem(&error))? != "ok" {
-            return Err(corrupt(&place));
-        }
-    }
-    first.close().await;
     let write = connect(1, options.clone()).await.map_err(|error| problem(&error))?;
     let read = connect(SQLITE_READERS, options).await.map_err(|error| problem(&error))?;
     let pool = Pool::Sqlite { read, write };
     Ok(Connections { pool, ready: OnceCell::new_with(Some(())), timeout: SQLITE_TIMEOUT })
 }
 
-/// Opens a file. Whoever makes one, or leaves it last, holds it alone for a moment, and there SQLite does not wait.
+/// Opens a file, for as many.
 async fn connect(connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    patiently(async || sqlite_pool(connections).connect_with(options.clone()).await).await
+}
+
+/// Whoever makes a file, or leaves it last, holds it alone for a moment, and there SQLite does not wait.
+async fn patiently<T>(open: impl AsyncFn() -> Result<T, sqlx::Error>) -> Result<T, sqlx::Error> {
     // Where it does wait, that was long enough.
     let until = Instant::now() + BUSY_AT_START / 2;
     loop {
-        match sqlite_pool(connections).connect_with(options.clone()).await {
+        match open().await {
             Err(error) if matches!(sqlite_code(&error), Some(5 | 6)) && Instant::now() < until => {
-                sleep(BUSY_RETRY).await
+                sleep(BUSY_RETRY).await;
             }
             outcome => return outcome,
         }
     }
+}
+
+/// Brings a file up to date. One connection of its own finds out what is wrong, without waiting long, and writes nothing
+/// before it knows that nothing is. It keeps out whoever starts on the same file at the same moment.
+async fn prepare_file(path: &Path, place: &str) -> Result<(), OpenError> {
+    const IS_EMPTY: &str = "SELECT count(*) = 0 FROM sqlite_schema";
+    const IS_OURS: &str = "SELECT count(*) = 2 FROM sqlite_schema WHERE type = 'table' \
+        AND name IN ('_sqlx_migrations', 'conversations')";
+    let problem = |error: sqlx::Error| sqlite_problem(place, &error);
+    let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY_AT_START);
+    let mut first = patiently(async || options.connect().await).await.map_err(problem)?;
+    let mut alone = first.begin_with("BEGIN IMMEDIATE").await.map_err(problem)?;
+    let is_empty: bool = sqlx::query_scalar(IS_EMPTY).fetch_one(&mut *alone).await.map_err(problem)?;
+    let is_ours: bool = sqlx::query_scalar(IS_OURS).fetch_one(&mut *alone).await.map_err(problem)?;
+    let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
+    if is_small {
+        let check = sqlx::query_scalar::<_, String>("PRAGMA quick_check(1)").fetch_one(&mut *alone).await;
+        if check.map_err(problem)? != "ok" {
+            return Err(corrupt(place));
+        }
+    }
+    if !is_empty && !is_ours {
+        let problem = "it belongs to another program".to_owned();
+        return Err(OpenError { place: place.to_owned(), problem, remedy: REMEDY_OTHER });
+    }
+    // Something that must be written, for of what it can only read SQLite begins to write without a word.
+    sqlx::query("PRAGMA user_version = 0").execute(&mut *alone).await.map_err(problem)?;
+    SQLITE_MIGRATIONS.run(&mut *alone).await.map_err(|error| sqlite_migration_problem(place, &error))?;
+    alone.commit().await.map_err(problem)?;
+    first.close().await.map_err(problem)
 }
 
 const REMEDY_PLACE: &str = "Let DATABASE_URL name a place that this user may write to, such as \
@@ -230,6 +285,8 @@ const REMEDY_LOCKED: &str = "Stop the program that holds it (a backup, a shell),
 const REMEDY_CORRUPT: &str = "Restore a backup, or move the file away to begin with an empty one; nothing was changed";
 const REMEDY_NEWER: &str =
     "Start the newer version again, or let DATABASE_URL name another database; nothing was changed";
+const REMEDY_OTHER: &str = "Let DATABASE_URL name another database; nothing was changed";
+const REMEDY_HALF: &str = "Restore a backup, or let DATABASE_URL name another database; nothing was changed";
 const REMEDY_POSTGRES: &str = "Check user, password and database name in DATABASE_URL";
 
 fn corrupt(place: &str) -> OpenError {
@@ -238,12 +295,15 @@ fn corrupt(place: &str) -> OpenError {
 
 /// What SQLite says when it opens a file. Source of the numbers: <https://www.sqlite.org/rescode.html>
 fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
+    if code(error).as_deref().is_some_and(is_disk_full) {
+        let remedy = "Make room on the disk, then start again";
+        return OpenError { place: place.to_owned(), problem: "the disk is full".to_owned(), remedy };
+    }
     let (problem, remedy) = match sqlite_code(error) {
         Some(5 | 6) => ("another program has locked it".to_owned(), REMEDY_LOCKED),
         Some(8) => ("it is read-only".to_owned(), REMEDY_PLACE),
         Some(11) => return corrupt(place),
         Some(26) => ("it is not a database of SQLite's".to_owned(), REMEDY_CORRUPT),
-        Some(13) => ("the disk is full".to_owned(), "Make room on the disk, then start again"),
         Some(14) => ("it cannot be opened".to_owned(), REMEDY_PLACE),
         _ => (error.to_string(), REMEDY_PLACE),
     };
@@ -271,11 +331,10 @@ fn migration_problem(error: &MigrateError) -> (String, &'static str) {
         MigrateError::VersionMissing(version) => {
             (format!("a newer version of this service has changed its tables (to {version})"), REMEDY_NEWER)
         }
-        MigrateError::VersionMismatch(_) => {
-            ("its tables are not those of this service".to_owned(), "Let DATABASE_URL name another database")
-        }
+        MigrateError::VersionMismatch(_) => ("its tables are not those of this service".to_owned(), REMEDY_OTHER),
+        MigrateError::Dirty(_) => ("its tables are half made".to_owned(), REMEDY_HALF),
         // What a database says of a migration quotes the migration, which holds no secret.
-        other => (other.to_string(), REMEDY_POSTGRES),
+        other => (other.to_string(), REMEDY_OTHER),
     }
 }
 
@@ -303,11 +362,11 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
         Ok(Err(error)) => match refusal(&error) {
             Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
             None => {
-                tracing::warn!(database = place, "the database is away; conversations are refused until it is back")
+                tracing::warn!(database = place, "the database is away; conversations are refused until it is back");
             }
         },
         Err(_) => {
-            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does")
+            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does");
         }
     }
     Ok(Connections { pool: Pool::Postgres(pool), ready, timeout: POSTGRES_TIMEOUT })

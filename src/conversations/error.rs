@@ -32,11 +32,7 @@ impl StoreError {
     /// Says in the log what the database said: about itself, never about a conversation.
     pub(super) fn from_database(error: &sqlx::Error) -> Self {
         let code = code(error);
-        // SQLITE_FULL; PostgreSQL's disk_full.
-        let told = match code.as_deref() {
-            Some("13" | "53100") => Self::NoSpace,
-            _ => Self::Unavailable,
-        };
+        let told = if code.as_deref().is_some_and(is_disk_full) { Self::NoSpace } else { Self::Unavailable };
         tracing::error!(code, kind = kind(error), "the conversations' database failed");
         told
     }
@@ -45,6 +41,11 @@ impl StoreError {
 /// The database's own code: SQLite's number, PostgreSQL's SQLSTATE.
 pub(super) fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error()?.code().map(std::borrow::Cow::into_owned)
+}
+
+/// SQLITE_FULL; SQLITE_IOERR_SHMSIZE, which is the same for the index of SQLite's log; PostgreSQL's disk_full.
+pub(super) fn is_disk_full(code: &str) -> bool {
+    matches!(code, "13" | "4874" | "53100")
 }
 
 /// What kind of failure it is. Messages of databases quote values, so they are not passed on.

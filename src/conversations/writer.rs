@@ -194,11 +194,15 @@ async fn write_all(pool: &Pool, writes: &[Write]) -> Vec<Outcome> {
 
 async fn commit(pool: &Pool, writes: &[Write]) -> Result<Vec<Done>, sqlx::Error> {
     let mut transaction = Transaction::begin(pool).await?;
+    let all = apply_all(&mut transaction, writes).await;
+    transaction.end(all).await
+}
+
+async fn apply_all(transaction: &mut Transaction, writes: &[Write]) -> Result<Vec<Done>, sqlx::Error> {
     let mut done = Vec::with_capacity(writes.len());
     for write in writes {
-        done.push(apply(&mut transaction, write).await?);
+        done.push(apply(transaction, write).await?);
     }
-    transaction.commit().await?;
     Ok(done)
 }
 

@@ -18,6 +18,7 @@
 mod support;
 
 mod awkward_bytes;
+mod bad_days;
 mod browser;
 mod browser_streams;
 mod chat;

@@ -9,8 +9,15 @@ use std::{
 
 use crate::support::{PATIENCE, ScriptedUpstream};
 
-fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ai-service"));
+/// The binary.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_ai-service");
+
+pub fn command() -> Command {
+    through(Command::new(BINARY))
+}
+
+/// A command that becomes the binary, with as little around it as [`command`].
+pub fn through(mut command: Command) -> Command {
     // Nothing of this machine's environment, and no .env of this directory.
     command.env_clear().current_dir(std::env::temp_dir()).stdin(Stdio::null());
     command.env("DATABASE_URL", "sqlite::memory:");
@@ -37,24 +44,49 @@ pub struct Running {
 impl Running {
     pub fn start(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = command();
-        command.args(arguments).env("HOST", "127.0.0.1").env("PORT", "0").envs(variables.iter().copied());
+        command.args(arguments).envs(variables.iter().copied());
+        Self::begin(command)
+    }
+
+    /// The service that `command` becomes.
+    pub fn begin(mut command: Command) -> Self {
+        command.env("HOST", "127.0.0.1").env("PORT", "0");
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut rest = BufReader::new(child.stdout.take().unwrap());
         let mut first_line = String::new();
         rest.read_line(&mut first_line).unwrap();
-        let after = first_line.split("listening=").nth(1).unwrap_or_else(|| panic!("{first_line}"));
+        let after = first_line.split("listening=").nth(1).unwrap_or_else(|| {
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            panic!("it does not start: {first_line}{said}")
+        });
         let address = after.split_whitespace().next().unwrap();
         let port = address.rsplit(':').next().unwrap().parse().unwrap();
         Self { child, first_line, rest, port }
     }
 
-    fn signal(&self, name: &str) {
+    /// The process, which is the service itself whatever command it began as.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
     /// Waits for the end; the exit code and the rest of the log.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {

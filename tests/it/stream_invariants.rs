@@ -14,7 +14,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -28,6 +28,7 @@ use url::Url;
 
 use crate::support::{
     Play, TestApp,
+    dice::{self, Dice, number},
     events::{Event, Reading, Script, contents, text},
 };
 
@@ -36,37 +37,6 @@ const AT_ONCE: usize = 32;
 
 /// How long a stream may be silent where upstreams stall. Much longer than the pauses of those that go on.
 const IDLE: Duration = Duration::from_millis(500);
-
-/// Chance that repeats itself: SplitMix64.
-#[derive(Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// 0 to `count` - 1.
-    fn below(&mut self, count: usize) -> usize {
-        usize::try_from(self.roll() % u64::try_from(count).unwrap()).unwrap()
-    }
-
-    fn one_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())]
-    }
-
-    /// Mostly nothing, at times long enough for others to come in between.
-    fn moment(&mut self) -> Duration {
-        Duration::from_micros(self.pick(&[0, 0, 0, 200, 1000, 3000]))
-    }
-}
 
 /// How the upstream ends the answer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -596,14 +566,9 @@ async fn check_state(app: &TestApp, id: &str, whole: &[Event]) -> &'static str {
     status
 }
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{variable} is a number")))
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_random_stream_keeps_the_invariants() {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    let base = number("STREAM_SEED").unwrap_or_else(|| Dice(u64::from(now.subsec_nanos()) ^ now.as_secs()).roll());
+    let base = number("STREAM_SEED").unwrap_or_else(dice::seed);
     let plans = number("STREAM_PLANS").unwrap_or(300);
     println!("STREAM_SEED={base} STREAM_PLANS={plans}");
 

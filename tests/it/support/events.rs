@@ -323,6 +323,6 @@ impl TestApp {
 
     /// `DELETE /chat/stream/{id}`
     pub async fn cancel(&self, id: &str) -> Answer {
-        self.request(Method::DELETE, &format!("/chat/stream/{id}"), &[], Vec::new()).await
+        self.delete(&format!("/chat/stream/{id}")).await
     }
 }

@@ -3,6 +3,7 @@
 pub mod browser;
 pub mod cutting_proxy;
 pub mod database;
+pub mod dice;
 pub mod events;
 pub mod log;
 pub mod upstream;

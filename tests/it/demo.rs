@@ -82,6 +82,16 @@ async fn every_misbehaviour_shows_its_error() {
 }
 
 #[tokio::test]
+async fn failures_that_are_asked_for_do_not_get_in_the_way_of_what_is_asked_next() {
+    let (_simulator, app) = demo().await;
+    for _ in 0..7 {
+        let answer = app.chat(&json!({"message": "hello", "model": "sim-error-500"})).await;
+        assert_eq!(answer.error(502).1, "upstream_error");
+    }
+    assert_eq!(app.chat(&json!({"message": "hello"})).await.status, 200);
+}
+
+#[tokio::test]
 async fn readme_lists_every_misbehaviour() {
     for file in [include_str!("../../README.md"), include_str!("../../README.ko.md")] {
         for known in MISBEHAVIOURS {

@@ -170,10 +170,13 @@ async fn every_kind_of_outage_counts_and_no_refusal_does() {
 async fn a_breaker_that_opens_ends_the_retries() {
     let upstream = ScriptedUpstream::start().await;
     let app = start_with(&upstream, |config| config.max_retries = 10).await;
-    for _ in 0..6 {
+    for _ in 0..4 {
         upstream.then_status(500, SOON, "{}");
     }
+    upstream.then_status(500, "retry-after: 4\r\n", "{}");
+    let began = Instant::now();
     assert_eq!(ask(&app).await.error(502).1, "upstream_error", "what it was that failed");
+    assert!(began.elapsed() < Duration::from_secs(3), "nothing to wait for: {:?}", began.elapsed());
     assert_eq!(ask(&app).await.error(503).1, "upstream_unavailable");
     assert_eq!(upstream.seen().len(), 5);
 }

@@ -309,7 +309,9 @@ async fn the_first_word_is_waited_for_from_the_attempt_that_brings_it() {
     let upstream = ScriptedUpstream::start().await;
     let limit = Duration::from_millis(1500);
     let app = start_with(&upstream, |config| config.timeouts.first_token = limit).await;
-    upstream.then_status(500, "retry-after-ms: 1600\r\n", "{}").then(Script::answer(&["안녕"]));
+    upstream.then_status(500, "retry-after-ms: 1600\r\n", "{}");
+    let pause = Play::Pause(Duration::from_millis(300));
+    upstream.then(Script::chunked().play(pause).piece("안녕").finish("stop").done().end());
     let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
     assert_eq!(contents(&events), ["안녕"]);
 }

@@ -36,8 +36,6 @@ pub enum StartError {
     Client(#[from] ClientError),
     #[error(transparent)]
     Database(#[from] OpenError),
-    #[error("the system has no random numbers to give")]
-    NoRandomness,
 }
 
 /// One service: its routes, its upstream, its tasks. Several may live in one process; they share nothing.
@@ -74,7 +72,7 @@ impl App {
         let limiter: Arc<dyn RateLimiter> = Arc::new(MemoryLimiter::default());
         let usage = UsageRecorder::new(conversations.clone());
         let service = service(config, &client, (conversations.clone(), usage.clone()), (&limiter, &tasks));
-        let tickets = Arc::new(Tickets::random().ok_or(StartError::NoRandomness)?);
+        let tickets = Arc::new(Tickets::random());
         let rules = Rules::new(&config.access, &config.rate_limits, Arc::clone(&limiter), Arc::clone(&tickets));
         let needs_tickets = !rules.is_open();
         let state = Handles {

@@ -119,7 +119,7 @@ mod tests {
         }
         let routes = Router::new().route("/broken", get(broken));
         let limiter = std::sync::Arc::new(crate::limits::MemoryLimiter::default());
-        let tickets = std::sync::Arc::new(crate::access::Tickets::random().unwrap());
+        let tickets = std::sync::Arc::new(crate::access::Tickets::random());
         let config = crate::config::Config::from_variables(&[("OPENAI_API_KEY".into(), "x".into())].into(), false);
         let config = config.unwrap();
         let rules = Rules::new(&config.access, &config.rate_limits, limiter, tickets);

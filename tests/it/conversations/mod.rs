@@ -6,6 +6,7 @@ mod model;
 mod owners;
 mod pages;
 mod resource;
+mod streams;
 mod together;
 mod turns;
 mod validation;

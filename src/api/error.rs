@@ -119,7 +119,8 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         let error = match self {
             Self::Chat { error: ChatError::Upstream(error), .. } => error,
-            Self::Store(StoreError::Unavailable) => return Some(STORE_RETRY_AFTER),
+            Self::Store(StoreError::Unavailable)
+            | Self::Chat { error: ChatError::Store(StoreError::Unavailable), .. } => return Some(STORE_RETRY_AFTER),
             Self::StreamLogFull => return Some(DEFAULT_RETRY_AFTER),
             _ => return None,
         };

@@ -1,5 +1,6 @@
 //! Conversations that last, on every database: over HTTP, and through the library where HTTP cannot tell owners apart.
 
+mod broken_streams;
 mod format;
 mod limits;
 mod model;

@@ -3,12 +3,13 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
+use tokio::time::timeout;
 
 use crate::{
     conversations::{ask, assert_none, messages, said},
     socket::Client,
     support::{
-        Play, ScriptedUpstream, TestApp, assert_timestamp,
+        PATIENCE, Play, ScriptedUpstream, TestApp, assert_timestamp,
         database::{TestDatabase, connect, on_every_database},
         events::{Script, contents},
         eventually,
@@ -242,7 +243,8 @@ async fn a_stream_stopped_while_its_turn_is_stored_stores_one_turn(database: &Te
             upstream.release();
             let waits =
                 "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            while looker.execute(waits).await.unwrap().rows_affected() == 0 {}
+            let it_waits = async { while looker.execute(waits).await.unwrap().rows_affected() == 0 {} };
+            timeout(PATIENCE, it_waits).await.expect("storing waits");
             let (stopped, ()) = tokio::join!(app.cancel(&id), async {
                 stop_while_it_is_stored.await;
                 holder.execute("COMMIT").await.unwrap();

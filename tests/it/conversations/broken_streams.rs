@@ -136,22 +136,37 @@ async fn the_end_of_the_service_stores_what_is_complete_and_nothing_else(databas
 async fn a_stream_whose_turn_cannot_be_stored_hands_its_text_to_its_readers(database: &TestDatabase) {
     let upstream = ScriptedUpstream::start().await;
     let app = database.app(&upstream).await;
-    let halting = || Script::chunked().piece("하나").hold().piece("둘").finish("stop").done().end();
-    upstream.then(halting());
+    upstream.then(Script::chunked().piece("하나").hold().piece("둘").finish("stop").done().end());
     let id = app.begin(&question()).await;
     upstream.arrived(1).await;
+    upstream
+        .then(Script::chunked().piece("반").play(Play::Silence))
+        .then(Script::chunked().piece("반").play(Play::Silence));
+    let mut taken_along = question();
+    taken_along["on_disconnect"] = json!("cancel");
+    let taken_along = app.begin(&taken_along).await;
+    let mut reading = app.events(&taken_along).await;
+    reading.take(2).await;
+    let stopped = app.begin(&question()).await;
+    app.events(&stopped).await.take(2).await;
     database.execute("ALTER TABLE messages RENAME TO gone").await;
     upstream.release();
     let error = assert_error(&app, &id, "storage_unavailable", "하나둘").await;
     assert_eq!((&error["status"], &error["retryable"]), (&json!(503), &json!(true)));
     assert!(!error["error"].as_str().unwrap().contains("messages"), "nothing of the database's words: {error}");
 
-    // The same for one that its reader takes along; and whoever stops one is answered all the same.
+    // The same for one that its reader takes along; whoever stops one reads its text in its END.
+    drop(reading);
+    upstream.left().await;
+    assert_error(&app, &taken_along, "storage_unavailable", "반").await;
+    assert_eq!(app.cancel(&stopped).await.status, 200);
+    assert_eq!(app.events(&stopped).await.rest().await.pop().unwrap().data["full_content"], "반");
+
     let refused = app.post("/chat/stream", &question()).await;
     assert_eq!((refused.header("retry-after"), refused.error(503).1.as_str()), (Some("2"), "storage_unavailable"));
     let refused = ask(&app, "c", "x").await;
     assert_eq!((refused.header("retry-after"), refused.error(503).1.as_str()), (Some("2"), "storage_unavailable"));
-    assert_eq!(upstream.seen().len(), 1, "nothing is paid for what cannot be stored");
+    assert_eq!(upstream.seen().len(), 3, "nothing is paid for what cannot be stored");
 
     database.execute("ALTER TABLE gone RENAME TO messages").await;
     assert_none(&app, "c").await;

@@ -2,6 +2,7 @@
 
 mod broken_streams;
 mod format;
+mod history;
 mod limits;
 mod model;
 mod owners;

@@ -148,7 +148,8 @@ impl ApiError {
     fn retry_after(&self) -> Option<Duration> {
         let error = match self {
             Self::Chat { error: ChatError::Upstream(error), .. } => error,
-            Self::Store(StoreError::Unavailable) => return Some(STORE_RETRY_AFTER),
+            Self::Store(StoreError::Unavailable)
+            | Self::Chat { error: ChatError::Store(StoreError::Unavailable), .. } => return Some(STORE_RETRY_AFTER),
             Self::AddressBlocked { retry_after } => return *retry_after,
             Self::Overloaded { retry_after } => return Some(*retry_after),
             Self::OverRequests { standing } => return Some(standing.retry_after),

@@ -1,6 +1,9 @@
 //! Storing a turn when its answer is there, and giving a new conversation its title.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     chat::{OpenAiService, UNTITLED},
@@ -21,23 +24,25 @@ struct Question {
     id: ConversationId,
     text: String,
     asked_at: Timestamp,
+    is_kept: AtomicBool,
 }
 
 impl Keeping {
     pub(super) fn new(service: OpenAiService, owner: Owner, id: ConversationId, text: String) -> Self {
-        Self(Arc::new(Question { service, owner, id, text, asked_at: Timestamp::now() }))
+        let (asked_at, is_kept) = (Timestamp::now(), AtomicBool::new(false));
+        Self(Arc::new(Question { service, owner, id, text, asked_at, is_kept }))
     }
 
-    /// Stores the question with its answer. `interrupted`: the answer is what there was when somebody
-    /// stopped it; if that is nothing, there is nothing to store.
+    /// Stores the question with its answer, once: a stream may be stopped while that is done. `interrupted`: the answer
+    /// is what there was when somebody stopped it; if that is nothing, there is nothing to store.
     ///
     /// # Errors
     /// Nothing was stored.
     pub(super) async fn keep(&self, answer: String, usage: Option<Usage>, interrupted: bool) -> Result<(), StoreError> {
-        if interrupted && answer.is_empty() {
+        let Question { service, owner, id, text, asked_at, is_kept } = &*self.0;
+        if (interrupted && answer.is_empty()) || is_kept.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let Question { service, owner, id, text, asked_at } = &*self.0;
         let message = |role, content, at: Timestamp, interrupted| StoredMessage {
             role,
             content,
@@ -51,6 +56,7 @@ impl Keeping {
             usage,
         };
         let appended = service.conversations().append(owner, id.clone(), turn).await?;
+        is_kept.store(true, Ordering::Relaxed);
         if appended.messages == 2 && !appended.has_title && !interrupted && service.makes_titles() {
             let (service, owner, id) = (service.clone(), owner.clone(), id.clone());
             let tasks = service.tasks().clone();

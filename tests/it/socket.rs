@@ -25,10 +25,10 @@ use crate::support::{
 };
 
 /// A client of one socket. Dropping it breaks the connection.
-struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
+pub struct Client(WebSocketStream<MaybeTlsStream<TcpStream>>);
 
 impl Client {
-    async fn connect(app: &TestApp) -> Self {
+    pub async fn connect(app: &TestApp) -> Self {
         Self::connect_as(app, None).await.expect("a socket")
     }
 
@@ -52,7 +52,7 @@ impl Client {
         self.0.send(message).await.expect("sent");
     }
 
-    async fn say(&mut self, request: &Value) {
+    pub async fn say(&mut self, request: &Value) {
         self.send(Message::text(request.to_string())).await;
     }
 
@@ -76,12 +76,12 @@ impl Client {
         }
     }
 
-    async fn hear(&mut self) -> Value {
+    pub async fn hear(&mut self) -> Value {
         serde_json::from_str(&self.text().await).expect("JSON")
     }
 
     /// The events of the one stream on this socket, to its last.
-    async fn rest(&mut self) -> Vec<Value> {
+    pub async fn rest(&mut self) -> Vec<Value> {
         let mut events = Vec::new();
         loop {
             let event = self.hear().await;

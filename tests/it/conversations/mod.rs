@@ -1,11 +1,14 @@
 //! Conversations that last, on every database: over HTTP, and through the library where HTTP cannot tell owners apart.
 
+mod broken_streams;
 mod format;
+mod history;
 mod limits;
 mod model;
 mod owners;
 mod pages;
 mod resource;
+mod streams;
 mod together;
 mod turns;
 mod validation;

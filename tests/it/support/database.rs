@@ -9,7 +9,10 @@ use ai_service::{
     config::{Config, Database},
     conversations::Conversations,
 };
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, postgres::PgConnectOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, SqliteConnection, postgres::PgConnectOptions,
+    sqlite::SqliteConnectOptions,
+};
 use tempfile::TempDir;
 use url::Url;
 
@@ -94,9 +97,24 @@ impl TestDatabase {
     }
 
     /// Where it is, if it is PostgreSQL's.
-    pub fn postgres_url(&self) -> &Url {
-        let Place::Postgres(url) = &self.0 else { panic!("not a PostgreSQL") };
-        url
+    pub fn postgres_url(&self) -> Option<&Url> {
+        let Place::Postgres(url) = &self.0 else { return None };
+        Some(url)
+    }
+
+    /// Does something to it behind the service's back.
+    pub async fn execute(&self, sql: &'static str) {
+        match &self.0 {
+            Place::Memory => panic!("nobody else can reach it"),
+            Place::File(_) => drop(self.sqlite().await.execute(sql).await.expect("done")),
+            Place::Postgres(url) => drop(connect(url).await.execute(sql).await.expect("done")),
+        }
+    }
+
+    /// A connection of the test's own to the file.
+    pub async fn sqlite(&self) -> SqliteConnection {
+        let Database::Sqlite(path) = self.config() else { panic!("not a file") };
+        SqliteConnectOptions::new().filename(path).connect().await.expect("SQLite")
     }
 
     /// Opens it as the service does.

@@ -252,14 +252,12 @@ async fn patiently<T>(open: impl AsyncFn() -> Result<T, sqlx::Error>) -> Result<
 /// Brings a file up to date. One connection of its own finds out what is wrong, without waiting long, and writes nothing
 /// before it knows that nothing is. It keeps out whoever starts on the same file at the same moment.
 async fn prepare_file(path: &Path, place: &str) -> Result<(), OpenError> {
-    const IS_EMPTY: &str = "SELECT count(*) = 0 FROM sqlite_schema";
-    const IS_OURS: &str = "SELECT count(*) = 2 FROM sqlite_schema WHERE type = 'table' \
-        AND name IN ('_sqlx_migrations', 'conversations')";
+    // The first table that is made, so that one whose making was interrupted is ours as well.
+    const IS_OURS: &str = "SELECT count(*) = 0 OR sum(name = '_sqlx_migrations') > 0 FROM sqlite_schema";
     let problem = |error: sqlx::Error| sqlite_problem(place, &error);
     let options = SqliteConnectOptions::new().filename(path).create_if_missing(true).busy_timeout(BUSY_AT_START);
     let mut first = patiently(async || options.connect().await).await.map_err(problem)?;
     let mut alone = first.begin_with("BEGIN IMMEDIATE").await.map_err(problem)?;
-    let is_empty: bool = sqlx::query_scalar(IS_EMPTY).fetch_one(&mut *alone).await.map_err(problem)?;
     let is_ours: bool = sqlx::query_scalar(IS_OURS).fetch_one(&mut *alone).await.map_err(problem)?;
     let is_small = std::fs::metadata(path).is_ok_and(|file| file.len() <= CHECKED_BYTES);
     if is_small {
@@ -268,7 +266,7 @@ async fn prepare_file(path: &Path, place: &str) -> Result<(), OpenError> {
             return Err(corrupt(place));
         }
     }
-    if !is_empty && !is_ours {
+    if !is_ours {
         let problem = "it belongs to another program".to_owned();
         return Err(OpenError { place: place.to_owned(), problem, remedy: REMEDY_OTHER });
     }

@@ -7,11 +7,11 @@ use std::{path::Path, time::Duration};
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use sqlx::Connection;
+use sqlx::{Connection, Executor};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
-    bad_days::{Caller, asking, connect},
+    bad_days::{Caller, asking, connect, messages, on, seeded},
     process::{Running, command},
     support::{
         ScriptedUpstream,
@@ -219,4 +219,16 @@ async fn after_a_kill_at_any_moment_each_save_is_there_wholly_or_not_at_all() {
     println!("{tally:?}");
     let Tally { acknowledged, done, undone } = tally;
     assert!(rounds < 100 || [acknowledged, done, undone].iter().all(|count| *count > 20), "{tally:?}");
+}
+
+#[tokio::test]
+async fn a_file_of_which_only_the_beginning_was_made_is_finished() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = seeded(directory.path()).await;
+    let mut connection = connect(&file).await;
+    let undo = "DROP TABLE messages; DROP TABLE conversations; DELETE FROM _sqlx_migrations";
+    connection.execute(undo).await.unwrap();
+    connection.close().await.unwrap();
+    let service = Running::begin(on(&file));
+    Caller::of(&service).put("new", &messages(2, 10)).await.expect(201);
 }

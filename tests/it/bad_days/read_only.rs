@@ -70,7 +70,7 @@ async fn a_read_only_file_system_is_refused() {
     let seed = seeded(directory.path()).await;
     let disk = directory.path().join("disk");
     fs::create_dir(&disk).unwrap();
-    let script = format!("mount -t tmpfs none \"$1\"\ncp {} \"$1\"\nmount -o remount,ro \"$1\"", seed.display());
+    let script = format!("mount -t tmpfs none \"$1\"\ncp {} \"$1\"\nmount -o remount,bind,ro \"$1\"", seed.display());
     for name in ["ai-service.db", "new.db", "new/new.db"] {
         let Some(mut command) = among_own_mounts(&script, &disk) else { return };
         let file = disk.join(name);

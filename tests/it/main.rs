@@ -25,6 +25,7 @@ mod cors;
 mod demo;
 mod documents;
 mod fastapi_parity;
+mod faults;
 mod health;
 mod idempotency;
 mod layers;

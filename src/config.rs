@@ -665,10 +665,12 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<&'static str> {
         let mut warnings = Vec::new();
-        if !self.listen.is_loopback() {
+        let Access { keys, jwt, allowed, .. } = &self.access;
+        let is_open = keys.is_empty() && jwt.is_none() && allowed.is_empty();
+        if is_open && !self.listen.is_loopback() {
             warnings.push(
                 "listening beyond this machine with nothing protecting it: whoever reaches this port chats at \
-                 this service's expense; set HOST=127.0.0.1 or put a proxy that authenticates in front",
+                 this service's expense; set API_KEYS, a JWT_ variable or ALLOWED_IPS, or HOST=127.0.0.1",
             );
         }
         let url = &self.upstream.base_url;
@@ -863,6 +865,9 @@ mod tests {
         assert_eq!(config(&[("HOST", "127.0.0.1")]).unwrap().warnings().len(), 0);
         assert_eq!(config(&[("HOST", "::1")]).unwrap().warnings().len(), 0);
         assert_eq!(config(&[]).unwrap().warnings().len(), 1);
+        let key = ("API_KEYS", "web:a-key-of-sixteen-x");
+        assert_eq!(config(&[key]).unwrap().warnings().len(), 0);
+        assert_eq!(config(&[("ALLOWED_IPS", "10.0.0.0/8")]).unwrap().warnings().len(), 0);
         let plain = [("HOST", "localhost"), ("OPENAI_BASE_URL", "http://llm.example/v1")];
         assert_eq!(config(&plain).unwrap().warnings().len(), 1);
     }

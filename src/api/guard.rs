@@ -6,9 +6,9 @@
 //! | order | question | answer |
 //! |---|---|---|
 //! | 1 | exactly one valid `Host`, one length of the body? | 400 |
-//! | 2 | is the address let in? | 403 |
-//! | 3 | has it failed to authenticate too often? | 403, `Retry-After` |
-//! | 4 | is there room? | 503, `Retry-After` |
+//! | 2 | is there room? | 503, `Retry-After` |
+//! | 3 | is the address let in? | 403 |
+//! | 4 | has it failed to authenticate too often? | 403, `Retry-After` |
 //! | 5 | who is it? | 401 |
 //! | 6 | has the caller requests left? | 429, `Retry-After` |
 
@@ -203,7 +203,7 @@ impl Identity {
 }
 
 impl GuardLayer {
-    /// Everything but the room, in the order of the table.
+    /// Everything behind the room, in the order of the table.
     async fn admit(&self, head: &Head, peer: IpAddr) -> Admitted {
         let rules = &*self.rules;
         let address =

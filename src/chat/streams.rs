@@ -310,3 +310,49 @@ impl Reader {
         self.follow.is_ended()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        chat::{
+            Caller, ChatRequest, OpenAiService,
+            pump::{Cause, Failure},
+        },
+        config::Config,
+        streams::{MemoryLog, MemoryLogLimits},
+    };
+
+    fn broken(_: Cause<'_>) -> Failure {
+        panic!("canary")
+    }
+
+    #[tokio::test]
+    async fn a_stream_whose_producer_panics_ends_with_an_error() {
+        // Nobody listens there, so there is a failure to describe.
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let variables = [
+            ("OPENAI_API_KEY".to_owned(), "x".to_owned()),
+            ("OPENAI_BASE_URL".to_owned(), format!("http://{closed}/v1")),
+            ("UPSTREAM_MAX_RETRIES".to_owned(), "0".to_owned()),
+        ];
+        let config = Config::from_variables(&variables.into(), false).unwrap();
+        let log = Arc::new(MemoryLog::new(MemoryLogLimits { ttl: Duration::from_secs(60), max_bytes: 1 << 20 }));
+        let tasks = TaskTracker::new();
+        let streams = ChatStreams::new(log, tasks.clone(), broken, config.streams);
+        let client = Arc::new(Client::new(&config.upstream).unwrap());
+        let service = OpenAiService::in_memory(client, &config, &tasks).await;
+        let request = ChatRequest { message: "x".into(), ..Default::default() };
+        let (caller, owner) = (Caller::default(), Owner::default());
+        let id = service.chat_stream_with_history(&streams, &caller, request, Default::default()).await.unwrap();
+        let Some(Opened::Reader(mut reader)) = streams.open(id, &owner, None).await else { panic!() };
+        let mut text = Vec::new();
+        while !reader.is_ended() {
+            let Followed::Entries(pieces) = reader.next().await else { break };
+            pieces.iter().for_each(|piece| text.extend_from_slice(piece));
+        }
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains(r#""code":"internal""#) && !text.contains("canary"), "{text}");
+        assert_eq!(streams.snapshot(id, &owner).await.unwrap().status, Status::Failed);
+    }
+}

@@ -27,6 +27,7 @@ mod cors;
 mod demo;
 mod documents;
 mod fastapi_parity;
+mod faults;
 mod health;
 mod idempotency;
 mod layers;

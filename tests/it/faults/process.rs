@@ -1,0 +1,112 @@
+//! What becomes of the process, its disk and its clock.
+
+use super::{Row, awaited, noted, shown};
+
+pub const ROWS: &[Row] = &[
+    noted(
+        "P1",
+        "kill -9 of one instance among several",
+        &[],
+        "Streams are one process's own; there is no log that instances share",
+    ),
+    awaited(
+        "P2",
+        "kill -9 of the only instance",
+        &[],
+        "streams are gone (404), conversations are whole (`bad_days::killed`)",
+    ),
+    noted(
+        "P3",
+        "The process is stopped for a while and goes on",
+        &["an_append_needs_the_right_last_entry_and_a_running_stream"],
+        "Nobody takes its streams over meanwhile, so there is nobody to be fenced from; every append compares all the same",
+    ),
+    noted(
+        "P4",
+        "SIGTERM with streams running",
+        &[
+            "of_200_live_streams_those_that_finish_are_whole_and_the_others_say_so",
+            "a_running_answer_finishes_and_new_connections_are_refused",
+            "what_does_not_finish_within_the_grace_is_left_behind",
+            "an_answer_that_outlives_the_grace_ends_with_an_error_and_a_close_frame",
+        ],
+        "There is no second address for readiness: the port closes at once",
+    ),
+    shown("P5", "A second signal", &["sigterm_lets_a_running_answer_finish_and_a_second_one_does_not_wait"]),
+    shown(
+        "P6",
+        "A panic",
+        &["a_panic_is_a_500_in_the_form_of_every_error", "a_stream_whose_producer_panics_ends_with_an_error"],
+    ),
+    awaited("P7", "The disk is full", &[], "`bad_days::disk_full`"),
+    awaited("P8", "kill -9 in the middle of a write", &[], "`bad_days::killed`"),
+    awaited(
+        "P9",
+        "A database that is broken, newer, locked, read-only or not there",
+        &[],
+        "`bad_days::{damaged, newer, locked, read_only, no_place}`",
+    ),
+    awaited("P10", "fsync fails", &[], "`bad_days`"),
+    noted(
+        "P11",
+        "The clock jumps",
+        &["a_token_must_be_ours_and_in_time_by_a_minute"],
+        "Timers are monotonic and ids of events are counted; only tokens and the day of usage look at the clock. Moving a \
+         machine's clock is not for a test",
+    ),
+    shown(
+        "P12",
+        "Descriptors run out",
+        &["descriptors_that_run_out_are_waited_for", "more_connections_than_allowed_wait_for_one_to_close"],
+    ),
+    shown(
+        "P13",
+        "Streams want more memory than there is for them",
+        &[
+            "running_streams_are_bounded_and_ended_ones_give_way",
+            "ended_streams_expire_and_give_way_and_running_ones_do_neither",
+        ],
+    ),
+    noted(
+        "P14",
+        "A hundred thousand ended streams",
+        &["ended_streams_expire_and_give_way_and_running_ones_do_neither"],
+        "`cargo bench` measures what one takes",
+    ),
+    awaited(
+        "P15",
+        "More requests than can be answered",
+        &[],
+        "503 `overloaded` at once, and `/health` still answers (`access`)",
+    ),
+    noted(
+        "P16",
+        "Everybody comes back at once after a restart",
+        &["of_200_live_streams_those_that_finish_are_whole_and_the_others_say_so"],
+        "Readers are told different times. A replay is a copy from memory, so it has no limit of its own",
+    ),
+    noted(
+        "P17",
+        "A wrong configuration",
+        &[
+            "without_a_key_it_does_not_start_and_says_everything_that_is_wrong",
+            "every_mistake_is_reported_at_once_and_no_secret_with_it",
+            "every_mistake_names_its_place_and_no_secret",
+        ],
+        "Exit code 64. Variables have no prefix of ours, so unknown ones cannot be told from others'",
+    ),
+    shown("P18", "The port is taken", &["a_port_in_use_is_an_error_that_names_it"]),
+    shown("P19", "Nobody reads the log", &["a_blocked_destination_drops_lines_instead_of_blocking_and_says_how_many"]),
+    noted(
+        "P20",
+        "Two versions at once",
+        &[],
+        "Instances share nothing but the database, which refuses an older program",
+    ),
+    noted(
+        "P21",
+        "The upstream's key changes",
+        &["a_running_answer_finishes_and_new_connections_are_refused"],
+        "Keys are read at start; an orderly restart loses no running answer. Two keys may stand side by side meanwhile",
+    ),
+];

@@ -1,0 +1,194 @@
+//! What the upstream does.
+
+use super::{Row, noted, shown};
+
+pub const ROWS: &[Row] = &[
+    shown(
+        "U1",
+        "No connection",
+        &[
+            "an_upstream_that_cannot_be_reached_is_a_502_that_names_no_address",
+            "a_refused_connection_is_an_error_that_names_no_address",
+            "what_may_pass_is_asked_again_and_what_would_not_is_not",
+        ],
+    ),
+    noted(
+        "U2",
+        "Its name does not resolve",
+        &["an_upstream_that_cannot_be_reached_is_a_502_that_names_no_address"],
+        "No address is remembered beyond open connections",
+    ),
+    shown("U3", "No TLS, or a bad one", &["a_server_that_speaks_no_tls_is_told_from_one_that_is_not_there"]),
+    shown(
+        "U4",
+        "The connection is not made in time",
+        &["no_connection_in_time_is_a_504", "no_connection_in_time_is_tried_once_more"],
+    ),
+    shown(
+        "U5",
+        "It takes the question and says nothing",
+        &[
+            "no_first_byte_in_time_is_a_504_and_the_connection_is_closed",
+            "a_silent_upstream_is_left",
+            "what_may_have_been_billed_is_not_asked_again",
+        ],
+    ),
+    shown(
+        "U6",
+        "It falls silent in the middle, comments aside",
+        &["comments_are_no_further_word", "comments_are_no_first_word", "a_silent_upstream_is_left"],
+    ),
+    shown(
+        "U7",
+        "It drips for ever",
+        &[
+            "a_stream_that_drips_for_ever_ends_at_the_total_limit",
+            "no_last_byte_in_time_is_a_504_and_the_connection_is_closed",
+            "a_flood_of_comments_does_not_hold_off_the_limits",
+        ],
+    ),
+    shown(
+        "U8",
+        "The connection breaks in the middle",
+        &["a_broken_connection_is_an_error_with_the_text_so_far", "behind_the_head_of_a_stream_nothing_is_asked_again"],
+    ),
+    shown(
+        "U9",
+        "It ends in good order without saying that it is complete",
+        &[
+            "an_end_in_good_order_without_proof_of_completion_is_an_error",
+            "an_answer_that_breaks_off_is_never_passed_off_as_whole",
+        ],
+    ),
+    shown(
+        "U10",
+        "A finish reason and no `[DONE]`",
+        &["a_finish_reason_is_proof_whatever_becomes_of_the_rest", "behind_a_finish_reason_silence_is_no_error"],
+    ),
+    shown("U11", "`[DONE]` and no finish reason", &["done_is_proof_without_a_finish_reason"]),
+    shown(
+        "U12",
+        "Bytes behind `[DONE]`",
+        &["what_comes_behind_done_is_ignored", "a_stream_that_goes_on_behind_done_spoils_no_later_request"],
+    ),
+    shown(
+        "U13",
+        "An event that is not JSON, or odd JSON",
+        &["an_event_that_is_not_json_is_an_error_and_is_not_quoted", "what_is_merely_odd_is_read_over"],
+    ),
+    shown(
+        "U14",
+        "A character or a line end in two packets",
+        &[
+            "wherever_the_bytes_are_cut_the_events_are_the_same",
+            "a_cut_inside_a_packet_of_http_is_invisible_too",
+            "an_answer_cut_at_every_byte_is_the_same_answer",
+            "every_vector_cut_at_every_byte_gives_the_same_events",
+        ],
+    ),
+    shown("U15", "Bytes that are not UTF-8", &["invalid_utf8_becomes_the_replacement_character"]),
+    shown(
+        "U16",
+        "A line, an event or an answer without end",
+        &[
+            "a_line_of_more_than_a_mebibyte_is_an_error",
+            "an_answer_of_more_than_16_mebibytes_is_an_error_with_what_fits",
+            "an_answer_larger_than_16_mib_is_refused_whether_announced_or_not",
+            "memory_is_bounded_in_a_line_and_in_an_event",
+        ],
+    ),
+    shown(
+        "U17",
+        "Everything else that event streams may hold",
+        &[
+            "any_bytes_in_any_pieces_give_what_the_naive_decoder_gives",
+            "every_vector_cut_at_every_byte_gives_the_same_events",
+        ],
+    ),
+    shown(
+        "U18",
+        "Status 200 and an error inside",
+        &["an_error_inside_the_stream_ends_it_first_or_later", "an_error_in_a_200_counts_as_the_status_it_names"],
+    ),
+    shown(
+        "U19",
+        "A page of HTML, or JSON where a stream was asked for",
+        &[
+            "a_body_that_is_no_stream_is_an_error_and_is_not_quoted",
+            "what_is_not_an_answer_is_a_502",
+            "a_page_of_html_is_never_quoted",
+        ],
+    ),
+    shown("U20", "A stream by another content type, or none", &["a_stream_by_another_name_is_read_all_the_same"]),
+    noted(
+        "U21",
+        "A compressed body, or a bomb",
+        &["what_is_not_an_answer_is_a_502"],
+        "Nothing is asked for in compressed form and nothing is ever inflated: such a body is not an answer",
+    ),
+    shown(
+        "U22",
+        "It refuses the question",
+        &["upstreams_words_on_a_bad_request_are_passed_on_without_secrets", "what_would_fail_again_is_asked_once"],
+    ),
+    shown(
+        "U23",
+        "It refuses our key",
+        &["a_refused_key_is_never_described", "a_key_that_is_refused_rests_and_the_next_one_serves_at_once"],
+    ),
+    shown("U24", "No such model", &["every_status_of_the_upstream_has_its_place_in_the_table"]),
+    shown(
+        "U25",
+        "Too many requests",
+        &[
+            "milliseconds_count_more_than_seconds",
+            "a_date_is_waited_for",
+            "more_than_a_minute_is_not_waited_for_but_told_to_the_caller",
+            "callers_are_told_how_long_to_wait",
+        ],
+    ),
+    shown("U26", "No money left", &["an_empty_account_is_never_asked_again_whatever_upstream_advises"]),
+    shown(
+        "U27",
+        "It fails with a 5xx",
+        &[
+            "a_failure_that_may_pass_is_asked_again_and_the_caller_never_knows",
+            "upstream_is_asked_as_often_again_as_configured_and_the_last_failure_is_told",
+            "without_upstreams_word_the_wait_doubles_up_to_8_seconds_and_differs",
+        ],
+    ),
+    noted(
+        "U28",
+        "It closes an HTTP/2 connection, or refuses one of its streams",
+        &[],
+        "hyper and reqwest tell what was processed from what was not; what they give up is U8 or U29. HTTP/2 is spoken only \
+         over TLS, and the tests' upstream has none",
+    ),
+    shown(
+        "U29",
+        "A connection of the pool turns out to be closed",
+        &["a_connection_that_breaks_before_an_answer_is_made_again", "a_failure_spoils_no_later_request"],
+    ),
+    shown("U30", "A redirect", &["a_redirect_is_not_followed"]),
+    shown(
+        "U31",
+        "It fails again and again",
+        &[
+            "an_upstream_that_fails_too_often_is_not_asked_and_callers_are_told_within_5_milliseconds",
+            "one_probe_is_let_through_and_its_success_lets_everybody_through",
+            "every_kind_of_outage_counts_and_no_refusal_does",
+        ],
+    ),
+    noted(
+        "U32",
+        "It does not list its models",
+        &["while_upstream_cannot_be_asked_the_originals_fixed_list_is_given"],
+        "The last list, or the fixed one, as long as it takes; no header says so",
+    ),
+    noted(
+        "U33",
+        "Several choices, out of order; tool calls",
+        &["what_is_merely_odd_is_read_over", "answers_are_decoded_leniently"],
+        "One choice is asked for and its text passed on; nothing else is",
+    ),
+];

@@ -1,10 +1,13 @@
 //! API keys and JSON Web Tokens, whatever signs them.
 
-use std::{
-    io::Write,
-    process::{Command, Stdio},
-};
+use std::io::Write;
 
+use aws_lc_rs::{
+    encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
+    rsa,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair},
+};
+use base64::Engine;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
@@ -23,42 +26,49 @@ fn claims(change: impl FnOnce(&mut Value)) -> Value {
     claims
 }
 
-/// The standard output of `openssl` with that input.
-fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
-    let mut child = Command::new("openssl")
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("openssl is there");
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{arguments:?}");
-    output.stdout
+/// The text form of a key.
+fn pem(what: &str, der: &[u8]) -> String {
+    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    format!("-----BEGIN {what}-----\n{text}\n-----END {what}-----\n")
 }
 
 /// A new key, and the file of its public half.
-fn pair(arguments: &[&str]) -> (Vec<u8>, tempfile::NamedTempFile) {
-    let private = openssl(&[&["genpkey"], arguments].concat(), b"");
+fn pair(algorithm: Algorithm) -> (EncodingKey, tempfile::NamedTempFile) {
+    fn halves(private: &[u8], public: PublicKeyX509Der<'_>) -> (String, String) {
+        (pem("PRIVATE KEY", private), pem("PUBLIC KEY", public.as_ref()))
+    }
+    let (key, public) = match algorithm {
+        Algorithm::RS256 => {
+            let pair = rsa::KeyPair::generate(rsa::KeySize::Rsa2048).unwrap();
+            let private: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+            let (private, public) = halves(private.as_ref(), pair.public_key().as_der().unwrap());
+            (EncodingKey::from_rsa_pem(private.as_bytes()), public)
+        }
+        Algorithm::ES256 => {
+            let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+            let private = pair.to_pkcs8v1().unwrap();
+            let (private, public) = halves(private.as_ref(), pair.public_key().as_der().unwrap());
+            (EncodingKey::from_ec_pem(private.as_bytes()), public)
+        }
+        _ => {
+            let pair = Ed25519KeyPair::generate().unwrap();
+            let private = pair.to_pkcs8v1().unwrap();
+            let (private, public) = halves(private.as_ref(), pair.public_key().as_der().unwrap());
+            (EncodingKey::from_ed_pem(private.as_bytes()), public)
+        }
+    };
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(&openssl(&["pkey", "-pubout"], &private)).unwrap();
-    (private, file)
+    file.write_all(public.as_bytes()).unwrap();
+    (key.unwrap(), file)
 }
 
 #[tokio::test]
 async fn public_keys_of_three_kinds_know_their_tokens_and_no_others() {
     let upstream = ScriptedUpstream::start().await;
-    type Read = fn(&[u8]) -> jsonwebtoken::errors::Result<EncodingKey>;
-    let kinds: [(Algorithm, &[&str], Read); 3] = [
-        (Algorithm::RS256, &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"], EncodingKey::from_rsa_pem),
-        (Algorithm::ES256, &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], EncodingKey::from_ec_pem),
-        (Algorithm::EdDSA, &["-algorithm", "ED25519"], EncodingKey::from_ed_pem),
-    ];
-    for (algorithm, arguments, read) in kinds {
-        let (private, public) = pair(arguments);
-        let sign = |private: &[u8], change: fn(&mut Value)| {
-            encode(&Header::new(algorithm), &claims(change), &read(private).unwrap()).unwrap()
+    for algorithm in [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA] {
+        let (private, public) = pair(algorithm);
+        let sign = |private: &EncodingKey, change: fn(&mut Value)| {
+            encode(&Header::new(algorithm), &claims(change), private).unwrap()
         };
         let variables = [
             ("JWT_PUBLIC_KEY_FILE", public.path().to_str().unwrap()),
@@ -80,7 +90,7 @@ async fn public_keys_of_three_kinds_know_their_tokens_and_no_others() {
         for change in of_others {
             assert_eq!(status(&sign(&private, change)).await, 401, "{algorithm:?}");
         }
-        assert_eq!(status(&sign(&pair(arguments).0, |_| {})).await, 401, "another key of {algorithm:?}");
+        assert_eq!(status(&sign(&pair(algorithm).0, |_| {})).await, 401, "another key of {algorithm:?}");
         // The oldest trick: the public key, which everybody has, as the secret of another algorithm.
         let pem = std::fs::read_to_string(public.path()).unwrap();
         assert_eq!(status(&jwt(&pem, |_| {})).await, 401, "{algorithm:?}");

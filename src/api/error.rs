@@ -211,9 +211,14 @@ impl ApiError {
         }
         if matches!(
             self,
-            Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted | Self::BadFraming
+            Self::BodyTooLarge { .. }
+                | Self::BodyTimeout { .. }
+                | Self::BodyInterrupted
+                | Self::BadFraming
+                | Self::BadHost
         ) {
-            // What is left of the body would be read as the next request.
+            // What is left of the body would be read as the next request; and who cannot say whom it asks is not listened to
+            // any longer.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if matches!(self, Self::Unauthorized) {

@@ -38,7 +38,7 @@ impl History {
             }
             kept = self.take(kept, page.messages.into_iter().map(|(_, message)| message).collect(), model).await?;
             if is_last || kept.is_full {
-                return Ok(Recalled { messages: kept.beginning_with_a_question(), count, bytes });
+                return Ok(Recalled { messages: kept.without_a_lone_answer(), count, bytes });
             }
         }
     }
@@ -87,7 +87,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn beginning_with_a_question(self) -> Vec<Message> {
+    fn without_a_lone_answer(self) -> Vec<Message> {
         let mut oldest_first = self.newest_first;
         oldest_first.reverse();
         let messages = oldest_first.into_iter().map(|message| Message::new(message.role, message.content));

@@ -6,9 +6,9 @@ use std::sync::{
 };
 
 use crate::{
-    chat::{OpenAiService, UNTITLED},
+    chat::{Caller, OpenAiService, UNTITLED},
     conversations::{StoreError, StoredMessage, Turn},
-    ids::{ConversationId, Owner},
+    ids::ConversationId,
     message::{Message, Role, Usage},
     timestamp::Timestamp,
 };
@@ -20,7 +20,7 @@ pub(super) struct Keeping(Arc<Question>);
 #[derive(Debug)]
 struct Question {
     service: OpenAiService,
-    owner: Owner,
+    caller: Caller,
     id: ConversationId,
     text: String,
     asked_at: Timestamp,
@@ -28,9 +28,9 @@ struct Question {
 }
 
 impl Keeping {
-    pub(super) fn new(service: OpenAiService, owner: Owner, id: ConversationId, text: String) -> Self {
+    pub(super) fn new(service: OpenAiService, caller: Caller, id: ConversationId, text: String) -> Self {
         let (asked_at, is_kept) = (Timestamp::now(), AtomicBool::new(false));
-        Self(Arc::new(Question { service, owner, id, text, asked_at, is_kept }))
+        Self(Arc::new(Question { service, caller, id, text, asked_at, is_kept }))
     }
 
     /// Stores the question with its answer, once: a stream may be stopped while that is done. `interrupted`: the answer
@@ -39,7 +39,7 @@ impl Keeping {
     /// # Errors
     /// Nothing was stored.
     pub(super) async fn keep(&self, answer: String, usage: Option<Usage>, interrupted: bool) -> Result<(), StoreError> {
-        let Question { service, owner, id, text, asked_at, is_kept } = &*self.0;
+        let Question { service, caller, id, text, asked_at, is_kept } = &*self.0;
         if (interrupted && answer.is_empty()) || is_kept.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -55,24 +55,24 @@ impl Keeping {
             answer: message(Role::Assistant, answer, Timestamp::now(), interrupted),
             usage,
         };
-        let appended = service.conversations().append(owner, id.clone(), turn).await?;
+        let appended = service.conversations().append(&caller.owner, id.clone(), turn).await?;
         is_kept.store(true, Ordering::Relaxed);
         if appended.messages == 2 && !appended.has_title && !interrupted && service.makes_titles() {
-            let (service, owner, id) = (service.clone(), owner.clone(), id.clone());
+            let (service, caller, id) = (service.clone(), caller.clone(), id.clone());
             let tasks = service.tasks().clone();
-            tasks.spawn(async move { make_title(&service, &owner, id, &title_from).await });
+            tasks.spawn(async move { make_title(&service, &caller, id, &title_from).await });
         }
         Ok(())
     }
 }
 
 /// Makes a title and stores it, unless somebody else has given one in the meantime.
-async fn make_title(service: &OpenAiService, owner: &Owner, id: ConversationId, conversation: &[Message]) {
-    let title = service.generate_title(owner, conversation).await;
-    if title == UNTITLED {
+async fn make_title(service: &OpenAiService, caller: &Caller, id: ConversationId, conversation: &[Message]) {
+    let title = match service.generate_title(caller, conversation).await {
+        Ok(title) if title != UNTITLED => title,
         // Shown without one; it may be asked for later.
-        return;
-    }
+        _ => return,
+    };
     // A failure is in the log, and a title is no loss.
-    let _ = service.conversations().set_title(owner, id, title, true).await;
+    let _ = service.conversations().set_title(&caller.owner, id, title, true).await;
 }

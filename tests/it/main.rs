@@ -17,6 +17,7 @@
 
 mod support;
 
+mod access;
 mod awkward_bytes;
 mod bad_days;
 mod browser;

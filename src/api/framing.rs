@@ -1,0 +1,92 @@
+//! Requests that could be read in more than one way: refused before anything is decided by them.
+
+use axum::http::{Request, header};
+
+use crate::api::error::ApiError;
+
+/// That the request has exactly one valid `Host`, the same as in an absolute address, and one length.
+///
+/// hyper takes the length away from a request that also says `Transfer-Encoding`, and closes the connection behind its
+/// answer; so of two lengths nothing is seen here, and nothing can hide behind them. Should a version of it show both, they
+/// are refused.
+///
+/// # Errors
+/// Something in front may read the request otherwise than this service does.
+pub(crate) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(ApiError::BadHost) };
+    let host = host.to_str().ok().filter(|host| is_host(host)).ok_or(ApiError::BadHost)?;
+    if request.uri().authority().is_some_and(|authority| !authority.as_str().eq_ignore_ascii_case(host)) {
+        return Err(ApiError::BadHost);
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
+        return Err(ApiError::BadFraming);
+    }
+    Ok(())
+}
+
+/// A name or an address, with or without a port. Source: RFC 9110, 7.2.
+fn is_host(host: &str) -> bool {
+    // Digits alone: Rust's numbers may have a sign.
+    let port_is_good =
+        |port: &str| port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
+    if let Some(rest) = host.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else { return false };
+        let port = if port.is_empty() { Some("") } else { port.strip_prefix(':') };
+        return address.parse::<std::net::Ipv6Addr>().is_ok() && port.is_some_and(port_is_good);
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    (1..=253).contains(&name.len()) && name.bytes().all(is_name) && port_is_good(port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address_with_or_without_a_port() {
+        for good in
+            ["example.com", "localhost:8000", "127.0.0.1", "[::1]", "[2001:db8::1]:443", "a_b-c.d", "x:", "host:65535"]
+        {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in [
+            "",
+            ":80",
+            "a,b",
+            "evil/?",
+            "user@host",
+            "host:99999",
+            "host:-1",
+            "host:+1",
+            "host:8a",
+            "[::1",
+            "[::1]+80",
+            "::1",
+            "a b",
+            "ho%73t",
+        ] {
+            assert!(!is_host(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn of_hosts_and_of_lengths_there_is_one() {
+        let code = |uri: &str, headers: &[(&str, &str)]| {
+            let mut request = Request::get(uri);
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            check(&request.body(()).unwrap()).err().map(|error| error.code())
+        };
+        assert_eq!(code("/", &[("host", "a")]), None);
+        assert_eq!(code("http://A/", &[("host", "a")]), None);
+        assert_eq!(code("http://b/", &[("host", "a")]), Some("bad_host"));
+        assert_eq!(code("/", &[]), Some("bad_host"));
+        assert_eq!(code("/", &[("host", "a"), ("host", "a")]), Some("bad_host"));
+        let both = [("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")];
+        assert_eq!(code("/", &both), Some("bad_framing"));
+    }
+}

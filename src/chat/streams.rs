@@ -77,7 +77,7 @@ struct Running {
 }
 
 /// How a stream stands, with all its text.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub status: Status,
     pub content: String,
@@ -192,11 +192,13 @@ impl ChatStreams {
 
     /// Writes the last entry of a running stream in its producer's place. False: it has one, or there is no such stream.
     async fn end(&self, id: StreamId, event: fn(&Snapshot) -> Event<'_>) -> bool {
+        let mut told = Snapshot::default();
         loop {
-            let Some(told) = self.read_all(id).await else { return false };
-            if told.status.is_ended() {
-                return false;
-            }
+            // Goes on where it was: text that keeps coming must not keep ahead of it.
+            told = match self.read_on(id, told).await {
+                Some(told) if !told.status.is_ended() => told,
+                _ => return false,
+            };
             let mut encoder = Encoder::behind(told.last);
             encoder.push(&event(&told));
             match self.0.log.append(id, told.last, encoder.take()).await {
@@ -215,8 +217,13 @@ impl ChatStreams {
     }
 
     async fn read_all(&self, id: StreamId) -> Option<Snapshot> {
-        let mut told = Told::default();
-        let mut cursor = 0;
+        self.read_on(id, Snapshot::default()).await
+    }
+
+    /// Adds what has come since. `None`: no such stream.
+    async fn read_on(&self, id: StreamId, so_far: Snapshot) -> Option<Snapshot> {
+        let Snapshot { content, last: mut cursor, finish_reason, usage, .. } = so_far;
+        let mut told = Told { content, finish_reason, usage };
         loop {
             let slice = self.0.log.read(id, cursor).await?;
             if slice.pieces.is_empty() {

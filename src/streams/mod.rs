@@ -28,8 +28,9 @@ use crate::ids::{Owner, StreamId};
 pub type Seq = u64;
 
 /// How a stream stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Status {
+    #[default]
     Running,
     /// Ended with END because the upstream said so.
     Finished,

@@ -50,7 +50,11 @@ impl Running {
 
     /// The service that `command` becomes.
     pub fn begin(mut command: Command) -> Self {
-        command.env("HOST", "127.0.0.1").env("PORT", "0");
+        for (name, value) in [("HOST", "127.0.0.1"), ("PORT", "0")] {
+            if command.get_envs().all(|(set, _)| set != name) {
+                command.env(name, value);
+            }
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut rest = BufReader::new(child.stdout.take().unwrap());
         let mut first_line = String::new();

@@ -226,7 +226,8 @@ async fn a_file_of_which_only_the_beginning_was_made_is_finished() {
     let directory = tempfile::tempdir().unwrap();
     let file = seeded(directory.path()).await;
     let mut connection = connect(&file).await;
-    let undo = "DROP TABLE messages; DROP TABLE conversations; DELETE FROM _sqlx_migrations";
+    let undo = "DROP TABLE messages; DROP TABLE conversations; DROP TABLE usage; DROP TABLE usage_batches; \
+        DELETE FROM _sqlx_migrations";
     connection.execute(undo).await.unwrap();
     connection.close().await.unwrap();
     let service = Running::begin(on(&file));

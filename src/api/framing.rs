@@ -1,10 +1,14 @@
 //! Requests that could be read in more than one way: refused before anything is decided by them.
 
-use axum::http::{Request, header};
+use axum::http::{Method, Request, header};
 
 use crate::api::error::ApiError;
 
-/// That the request has exactly one valid `Host`, the same as in an absolute address, and one length.
+/// Longest address, in bytes. RFC 9110 asks for 8,000 at least.
+const MAX_URI_BYTES: usize = 8192;
+
+/// That the request has exactly one valid `Host`, the same as in an absolute address, and one length; that its address is not
+/// beyond measure, and that it is no `CONNECT`, which has no path.
 ///
 /// hyper takes the length away from a request that also says `Transfer-Encoding`, and closes the connection behind its
 /// answer; so of two lengths nothing is seen here, and nothing can hide behind them. Should a version of it show both, they
@@ -20,10 +24,18 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
     if request.uri().authority().is_some_and(|authority| !authority.as_str().eq_ignore_ascii_case(host)) {
         return Err(ApiError::BadHost);
     }
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(ApiError::BadFraming);
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        // hyper also takes what ends with chunked; others differ over what comes before it.
+        let is_chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked") && encodings.next().is_none();
+        if !is_chunked || headers.contains_key(header::CONTENT_LENGTH) {
+            return Err(ApiError::BadFraming);
+        }
     }
-    Ok(())
+    if request.uri().path_and_query().is_some_and(|address| address.as_str().len() > MAX_URI_BYTES) {
+        return Err(ApiError::UriTooLong { limit: MAX_URI_BYTES });
+    }
+    if request.method() == Method::CONNECT { Err(ApiError::MethodNotAllowed) } else { Ok(()) }
 }
 
 /// A name or an address, with or without a port. Source: RFC 9110, 7.2.
@@ -88,5 +100,14 @@ mod tests {
         assert_eq!(code("/", &[("host", "a"), ("host", "a")]), Some("bad_host"));
         let both = [("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")];
         assert_eq!(code("/", &both), Some("bad_framing"));
+        for (value, expected) in
+            [("Chunked", None), ("gzip, chunked", Some("bad_framing")), ("chunked, chunked", Some("bad_framing"))]
+        {
+            assert_eq!(code("/", &[("host", "a"), ("transfer-encoding", value)]), expected, "{value}");
+        }
+        let twice = [("host", "a"), ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(code("/", &twice), Some("bad_framing"));
+        assert_eq!(code(&format!("/{}", "x".repeat(MAX_URI_BYTES - 1)), &[("host", "a")]), None);
+        assert_eq!(code(&format!("/?{}", "x".repeat(MAX_URI_BYTES - 1)), &[("host", "a")]), Some("uri_too_long"));
     }
 }

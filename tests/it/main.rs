@@ -37,6 +37,7 @@ mod logs;
 mod models;
 mod parameters;
 mod process;
+mod raw_http;
 mod readme;
 mod request_ids;
 mod shutdown;

@@ -6,6 +6,7 @@ mod cors;
 mod docs;
 mod error;
 mod extract;
+pub(crate) mod fuzzing;
 mod guard;
 mod health;
 mod json_error;

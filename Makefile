@@ -1,6 +1,6 @@
 # What a developer types. `make test` on a bare Debian or Ubuntu installs what it needs.
 
-.PHONY: test check fmt clippy docs test-tools bench image-test
+.PHONY: test check fmt clippy docs test-tools bench fuzz slow audit image-test
 
 # Every test: those of `cargo test`, and those that need a browser, curl, a validator or PostgreSQL.
 test: test-tools
@@ -26,6 +26,19 @@ test-tools:
 # The figures that README quotes; BENCH_ONLY=json, burst, paced, idle or resume for a part of them.
 bench:
 	cargo bench
+
+# The API against its own document, with schemathesis: FUZZ_SECONDS for each of two rounds, 120 if not said otherwise.
+fuzz:
+	scripts/fuzz
+
+# A thousand slow connections in each of slowhttptest's modes. Takes five minutes.
+slow:
+	scripts/slow-clients
+
+# Licenses, sources and banned crates, by deny.toml. The first time it compiles cargo-deny, which takes minutes.
+audit:
+	[ -x target/tools/bin/cargo-deny ] || cargo install cargo-deny --version 0.20.2 --locked --root target/tools
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" cargo deny check bans licenses sources
 
 # The container image, built and run for real with docker or podman.
 image-test:

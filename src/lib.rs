@@ -13,6 +13,11 @@
 pub mod server;
 // 5 · HTTP in and out
 mod api;
+/// What the fuzz targets reach of private modules; for nobody else.
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::api::fuzzing::{chat_request, cursor};
+}
 // 4 · what handlers share
 mod state;
 // 3 · what a chat is

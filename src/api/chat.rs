@@ -15,7 +15,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
     api::{
-        docs::{BodyErrors, ChatErrors, IdempotencyKeyParam, PlainErrors},
+        docs::{BodyErrors, ChatErrors, IdempotencyKeyParam, KeyErrors, PlainErrors},
         error::ApiError,
         extract::{Caller, FromFields, IdempotencyKey, Json},
         observe::Spent,
@@ -52,9 +52,9 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
     responses(
         (status = 200, description = "The answer", content(
             (ChatAnswerBody = "application/json"),
-            (String = "text/event-stream", example = json!(stream::EVENTS)),
+            (stream::EventBody = "text/event-stream", example = json!(stream::EVENTS)),
         )),
-        ChatErrors, BodyErrors, PlainErrors,
+        ChatErrors, BodyErrors, KeyErrors, PlainErrors,
     ),
 )]
 async fn chat(
@@ -371,7 +371,7 @@ pub(crate) struct MessageBody {
 #[derive(ToSchema)]
 #[schema(rename_all = "lowercase")]
 #[expect(dead_code, reason = "describes Role to the OpenAPI document")]
-enum RoleDocument {
+pub(crate) enum RoleDocument {
     System,
     Developer,
     User,

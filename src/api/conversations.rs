@@ -45,7 +45,8 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
     get, path = "/conversations", tag = "conversations", operation_id = "list_conversations",
     params(
         ("limit" = Option<u32>, Query, description = "Conversations on a page; 20 if left out", minimum = 1, maximum = 100),
-        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before",
+            pattern = r"^([0-9]{1,18}\.[A-Za-z0-9_-]{1,64})?$"),
     ),
     responses(
         (status = 200, description = "A page of conversations", body = PageBody),
@@ -117,7 +118,7 @@ async fn read(
 #[utoipa::path(
     put, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "save_conversation",
     params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
-    request_body(content = Vec<SavedMessage>, description = "All messages, the oldest first", example = json!([
+    request_body(content = Vec<crate::api::saved::MessageBody>, description = "All messages, the oldest first", example = json!([
         {"role": "user", "content": "부산에서 하루를 어떻게 보낼까요?", "timestamp": "2026-11-22T23:17:31.899397"},
         {"role": "assistant", "content": "해운대에서 시작해 보세요.", "timestamp": "2026-11-22T23:17:33.120934"},
     ])),

@@ -1,6 +1,9 @@
 //! `/docs`, `/redoc` and `/openapi.json`, all from the binary: the pages load nothing from outside.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    borrow::Cow,
+    sync::{Arc, LazyLock},
+};
 
 use axum::{
     Router,
@@ -12,8 +15,12 @@ use axum::{
 };
 use bytes::Bytes;
 use utoipa::{
-    IntoParams, IntoResponses, OpenApi,
-    openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    IntoParams, IntoResponses, OpenApi, PartialSchema, ToSchema,
+    openapi::{
+        RefOr, Schema,
+        schema::{OneOfBuilder, Ref},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
 };
 use utoipa_swagger_ui::Config;
 
@@ -33,7 +40,7 @@ use crate::api::{
                        `x-ratelimit-reset-requests` and the same three of `tokens`.",
         license(name = "MIT", identifier = "MIT"),
     ),
-    components(schemas(ErrorDocument, ValidationErrorDocument)),
+    components(schemas(ErrorDocument, ValidationErrorDocument, RefusedDocument)),
     servers((url = "/", description = "This service")),
     tags(
         (name = "chat", description = "Questions and answers"),
@@ -97,10 +104,36 @@ pub(crate) enum BodyErrors {
     /// The body is compressed or not UTF-8: `unsupported_media_type`
     #[response(status = 415, example = json!({"detail": "a compressed body is not accepted", "code": "unsupported_media_type", "request_id": REQUEST_ID}))]
     MediaType(ErrorDocument),
-    /// The body does not have the expected form: `invalid_request`. The key was used for another body:
-    /// `idempotency_key_reused`, with a text as `detail`
+    /// The body does not have the expected form: `invalid_request`
     #[response(status = 422)]
     Invalid(ValidationErrorDocument),
+}
+
+/// What any route that takes an `Idempotency-Key` can answer. Named behind [`BodyErrors`], whose 422 it takes the place of.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+pub(crate) enum KeyErrors {
+    /// The body does not have the expected form: `invalid_request`. The key was used for another body:
+    /// `idempotency_key_reused`, with a text as `detail`
+    #[response(status = 422, example = json!({"detail": [{"type": "missing", "loc": ["body", "message"], "msg": "Field required", "input": {}}], "code": "invalid_request", "request_id": REQUEST_ID}))]
+    Refused(RefusedDocument),
+}
+
+/// Either form of a 422.
+pub(crate) struct RefusedDocument;
+
+impl PartialSchema for RefusedDocument {
+    fn schema() -> RefOr<Schema> {
+        let forms = [ValidationErrorDocument::name(), ErrorDocument::name()];
+        let refer = |name: &str| Ref::from_schema_name(name);
+        forms.iter().fold(OneOfBuilder::new(), |one_of, name| one_of.item(refer(name))).into()
+    }
+}
+
+impl ToSchema for RefusedDocument {
+    fn name() -> Cow<'static, str> {
+        Cow::Borrowed("Refused")
+    }
 }
 
 /// What a chat can answer instead of an answer.

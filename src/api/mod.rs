@@ -7,6 +7,7 @@ mod docs;
 mod error;
 mod extract;
 mod framing;
+pub(crate) mod fuzzing;
 mod guard;
 mod health;
 mod json_error;

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use crate::{
     api::{
-        chat::{conversation_id, role},
+        chat::{RoleDocument, conversation_id, role},
         extract::{FromFields, FromJson},
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
     },
@@ -35,12 +35,26 @@ pub(crate) struct SavedMessage {
     /// `system`, `developer`, `user` or `assistant`
     pub(crate) role: &'static str,
     pub(crate) content: String,
-    /// ISO 8601, kept as it was given; now, if it is left out.
-    #[schema(required = false)]
+    /// ISO 8601, as it was given.
     pub(crate) timestamp: String,
     /// Only there, and `true`, when somebody stopped the answer: the text is what there was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) interrupted: Option<bool>,
+}
+
+/// One message to be stored.
+#[derive(ToSchema)]
+#[schema(as = NewMessage)]
+#[expect(dead_code, reason = "describes SavedFields to the OpenAPI document")]
+pub(crate) struct MessageBody {
+    #[schema(inline)]
+    role: RoleDocument,
+    content: String,
+    /// ISO 8601, with an offset or without, kept as it is given; now, if it is left out.
+    #[schema(format = "date-time-local")]
+    timestamp: Option<String>,
+    /// That somebody stopped the answer.
+    interrupted: Option<bool>,
 }
 
 /// The body of a save.
@@ -83,7 +97,7 @@ pub(crate) struct CreateBody {
     title: Option<String>,
     /// The oldest first.
     #[schema(max_items = 10000)]
-    messages: Option<Vec<SavedMessage>>,
+    messages: Option<Vec<MessageBody>>,
 }
 
 /// The fields of a [`CreateConversation`] as they came.

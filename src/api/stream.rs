@@ -19,7 +19,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use crate::{
     api::{
         chat::{ChatBody, StreamRequest, UsageBody, marked},
-        docs::{BodyErrors, IdempotencyKeyParam, PlainErrors, StreamErrors, StreamStartErrors},
+        docs::{BodyErrors, IdempotencyKeyParam, KeyErrors, PlainErrors, StreamErrors, StreamStartErrors},
         error::ApiError,
         extract::{Caller, IdempotencyKey, Json, StreamOwner},
         observe::Spent,
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// The header in which a browser's EventSource says how far it has read.
-const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// How long a reader may hear nothing: proxies take a silent connection for a dead one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -54,7 +54,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
     post, path = "/chat/stream", tag = "streams", operation_id = "start_stream",
     params(IdempotencyKeyParam),
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
-    responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors, BodyErrors, PlainErrors),
+    responses((status = 200, description = "The stream has begun", body = StartedBody), StreamStartErrors, BodyErrors, KeyErrors, PlainErrors),
 )]
 async fn start(
     State(state): State<AppState>,
@@ -129,7 +129,7 @@ pub(crate) async fn begin(
     ),
     responses(
         (status = 200, description = "The events, or the state so far", content(
-            (String = "text/event-stream", example = json!(EVENTS)),
+            (EventBody = "text/event-stream", example = json!(EVENTS)),
             (SnapshotBody = "application/json"),
         )),
         (status = 204, description = "The stream has ended and there is nothing behind that event"),
@@ -208,7 +208,7 @@ pub(crate) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
 }
 
 /// How far the caller has read. What is no number counts as nothing: an error would end a browser's EventSource for good.
-fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
+pub(crate) fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
     let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty());
     let named = |pair: &'_ str| pair.strip_prefix("last_event_id=").map(str::to_owned);
     let text = match header {
@@ -296,6 +296,23 @@ pub(crate) const EVENTS: &str = "retry: 1000\n\n\
     id: 3\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"하세요!\"}\n\n\
     id: 4\nevent: chunk\ndata: {\"type\":\"END\",\"full_content\":\"안녕하세요!\",\"finish_reason\":\"stop\",\
     \"usage\":{\"prompt_tokens\":10,\"completion_tokens\":15,\"total_tokens\":25}}\n\n";
+
+/// One event of a stream; there is one for each, with an empty line behind it.
+#[derive(ToSchema)]
+#[schema(as = StreamEvent)]
+#[expect(dead_code, reason = "describes what is written by streams::event to the OpenAPI document")]
+pub(crate) struct EventBody {
+    /// Its number, from 1: what `Last-Event-ID` continues behind.
+    #[schema(pattern = "^[1-9][0-9]*$")]
+    id: String,
+    /// `chunk`
+    #[schema(pattern = "^chunk$")]
+    event: String,
+    /// A JSON object. Its `type` says what else is in it: `START` (`stream_id`), `CHUNK` (`content`, the next piece), `END`
+    /// (`full_content`, `finish_reason`, `usage`) or `ERROR` (`error`, `code`, `status`, `retryable`, `partial`).
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
 
 /// A stream that has begun.
 #[derive(Serialize, ToSchema)]

@@ -6,6 +6,7 @@ pub mod database;
 pub mod events;
 pub mod log;
 pub mod upstream;
+pub mod weak_link;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

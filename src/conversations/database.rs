@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use secrecy::ExposeSecret;
 use sqlx::{
-    ConnectOptions, Connection, PgPool, Postgres, Sqlite, SqlitePool,
+    ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Sqlite, SqlitePool,
     migrate::{MigrateError, Migrator},
     pool::PoolConnection,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -34,6 +34,13 @@ const BUSY_RETRY: Duration = Duration::from_millis(10);
 
 /// How long PostgreSQL has for one request. Callers are told within two seconds that it is away.
 const POSTGRES_TIMEOUT: Duration = Duration::from_millis(1800);
+
+/// How long a connection to PostgreSQL has to show that it is alive, before another takes its place.
+const POSTGRES_PING: Duration = Duration::from_millis(500);
+
+/// What PostgreSQL gives up by itself, should nobody be left to tell it: a statement that nobody waits for any more, and
+/// a transaction of a service that is gone, which would lock its conversation for as long as TCP hopes.
+const POSTGRES_SETTINGS: &str = "SET statement_timeout = '1800ms'; SET idle_in_transaction_session_timeout = '5s'";
 
 /// How long PostgreSQL has to be there when the service starts, before the service goes on without it.
 const POSTGRES_AT_START: Duration = Duration::from_secs(5);
@@ -154,7 +161,7 @@ impl Connections {
     /// That the tables are there.
     pub(super) async fn ready(&self) -> Result<(), StoreError> {
         let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
-        let migrated = self.ready.get_or_try_init(|| POSTGRES_MIGRATIONS.run(pool));
+        let migrated = self.ready.get_or_try_init(|| migrate(pool));
         migrated.await.copied().map_err(|error| {
             tracing::error!(reason = migration_problem(&error).0, "the conversations' database is not ready");
             StoreError::Unavailable
@@ -172,7 +179,8 @@ impl Connections {
                 read.close().await;
                 write.close().await;
             }
-            Pool::Postgres(pool) => pool.close().await,
+            // What does not answer now would not answer a farewell.
+            Pool::Postgres(pool) => drop(timeout(POSTGRES_TIMEOUT, pool.close()).await),
         }
     }
 }
@@ -353,9 +361,14 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
     let pool = PgPoolOptions::new()
         .max_connections(POSTGRES_CONNECTIONS)
         .acquire_timeout(POSTGRES_TIMEOUT)
+        .after_connect(|connection, _| Box::pin(async { connection.execute(POSTGRES_SETTINGS).await.map(drop) }))
+        // The library's own tests wait for as long as TCP hopes, and keep a connection's place meanwhile.
+        .test_before_acquire(false)
+        .before_acquire(|connection, _| Box::pin(is_alive(connection)))
+        .after_release(|connection, _| Box::pin(is_alive(connection)))
         .connect_lazy_with(options);
     let ready = OnceCell::new();
-    match timeout(POSTGRES_AT_START, POSTGRES_MIGRATIONS.run(&pool)).await {
+    match timeout(POSTGRES_AT_START, migrate(&pool)).await {
         Ok(Ok(())) => drop(ready.set(())),
         Ok(Err(error)) => match refusal(&error) {
             Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
@@ -368,6 +381,23 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
         }
     }
     Ok(Connections { pool: Pool::Postgres(pool), ready, timeout: POSTGRES_TIMEOUT })
+}
+
+/// Whether a connection answers. An error closes it at once.
+async fn is_alive(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match timeout(POSTGRES_PING, connection.ping()).await {
+        Ok(answer) => answer.map(|()| true),
+        Err(_) => Err(sqlx::Error::PoolTimedOut),
+    }
+}
+
+/// Brings the tables up to date.
+async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+    let mut connection = pool.acquire().await?;
+    // It keeps all others from doing the same for as long as it lives, also when this is given up half-way.
+    connection.close_on_drop();
+    // What `run` does, which is not `Send` with a connection.
+    POSTGRES_MIGRATIONS.run_direct(None, &mut *connection, false).await
 }
 
 /// What waiting will not mend.

@@ -5,6 +5,7 @@ mod format;
 mod history;
 mod limits;
 mod model;
+mod outage;
 mod owners;
 mod pages;
 mod resource;

@@ -3,13 +3,12 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{Connection, Executor};
-use tokio::time::timeout;
 
 use crate::{
     conversations::{ask, assert_none, messages, said},
     socket::Client,
     support::{
-        PATIENCE, Play, ScriptedUpstream, TestApp, assert_timestamp,
+        Play, ScriptedUpstream, TestApp, assert_timestamp,
         database::{TestDatabase, connect, on_every_database},
         events::{Script, contents},
         eventually,
@@ -238,13 +237,10 @@ async fn a_stream_stopped_while_its_turn_is_stored_stores_one_turn(database: &Te
     // Somebody else holds the conversation, so that storing waits.
     match database.postgres_url() {
         Some(url) => {
-            let (mut holder, mut looker) = (connect(url).await, connect(url).await);
+            let mut holder = connect(url).await;
             holder.execute("BEGIN; UPDATE conversations SET updated_at = updated_at").await.unwrap();
             upstream.release();
-            let waits =
-                "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-            let it_waits = async { while looker.execute(waits).await.unwrap().rows_affected() == 0 {} };
-            timeout(PATIENCE, it_waits).await.expect("storing waits");
+            database.waiting(1).await;
             let (stopped, ()) = tokio::join!(app.cancel(&id), async {
                 stop_while_it_is_stored.await;
                 holder.execute("COMMIT").await.unwrap();

@@ -14,9 +14,10 @@ use sqlx::{
     sqlite::SqliteConnectOptions,
 };
 use tempfile::TempDir;
+use tokio::time::timeout;
 use url::Url;
 
-use super::{ScriptedUpstream, TestApp};
+use super::{PATIENCE, ScriptedUpstream, TestApp};
 
 /// Makes each of these tests one for every database: `a_claim::in_memory`, `a_claim::in_a_file`, `a_claim::in_postgres`.
 /// With `shared:`, for every database that two services can have at once.
@@ -109,6 +110,15 @@ impl TestDatabase {
             Place::File(_) => drop(self.sqlite().await.execute(sql).await.expect("done")),
             Place::Postgres(url) => drop(connect(url).await.execute(sql).await.expect("done")),
         }
+    }
+
+    /// Waits until so many of PostgreSQL's connections wait for a lock.
+    pub async fn waiting(&self, count: u64) {
+        const WAITING: &str =
+            "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        let mut connection = connect(self.postgres_url().expect("PostgreSQL")).await;
+        let wait = async { while connection.execute(WAITING).await.expect("an answer").rows_affected() < count {} };
+        timeout(PATIENCE, wait).await.expect("they wait");
     }
 
     /// A connection of the test's own to the file.

@@ -7,6 +7,7 @@ pub mod dice;
 pub mod events;
 pub mod log;
 pub mod upstream;
+pub mod weak_link;
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 

@@ -11,13 +11,20 @@ RUN --mount=type=cache,id=ai-service-registry,target=/usr/local/cargo/registry,s
     --mount=type=cache,id=ai-service-target,target=/build/target,sharing=locked \
     touch src/lib.rs src/main.rs \
     && cargo build --release --locked \
-    && cp target/release/ai-service /ai-service
+    && cp target/release/ai-service /ai-service \
+    && mkdir /data
 
 # libc, CA certificates and time zones; no shell, no package manager. Debian 12, as in the build stage: the same libc.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /ai-service /usr/local/bin/ai-service
-# In a container, 0.0.0.0 is its own network; what is published decides who gets in.
-ENV HOST=0.0.0.0 PORT=8000 TZ=UTC
+# Where conversations are kept. A volume takes over the owner that the directory has here.
+COPY --from=build --chown=65532:65532 /data /data
+VOLUME /data
+# The default of DATABASE_URL, sqlite://data/ai-service.db, is /data/ai-service.db from here.
+WORKDIR /
+# In a container, 0.0.0.0 is its own network; what is published decides who gets in. SQLite may need room for more than it
+# keeps in memory, and with a read-only file system there may be no other place.
+ENV HOST=0.0.0.0 PORT=8000 TZ=UTC SQLITE_TMPDIR=/data
 # A number, so that Kubernetes' runAsNonRoot can tell that it is not root.
 USER 65532:65532
 EXPOSE 8000

@@ -70,11 +70,16 @@ fn every_curl_line_of_the_korean_readme_answers_what_it_shows() {
     assert!(run_all(include_str!("../../README.ko.md")) >= 3);
 }
 
+/// The variables that the service reads; another test holds that the file lists exactly those.
+fn variables() -> impl Iterator<Item = &'static str> {
+    let lines = include_str!("../../.env.example").lines().map(|line| line.trim_start_matches("# "));
+    let names = lines.filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+    names.filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_'))
+}
+
 #[test]
 fn the_readmes_name_every_variable_and_every_error() {
-    let variables = include_str!("../../.env.example").lines().map(|line| line.trim_start_matches("# "));
-    let variables = variables.filter_map(|line| line.split_once('=')).map(|(name, _)| name);
-    let names: Vec<_> = variables.filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')).collect();
+    let names: Vec<_> = variables().collect();
     assert!(names.len() > 10);
     // Every code stands in the status table of the API, between quotes.
     let table = include_str!("../../src/api/error.rs");
@@ -85,5 +90,15 @@ fn the_readmes_name_every_variable_and_every_error() {
         for word in names.iter().chain(&codes) {
             assert!(readme.contains(&format!("`{word}`")), "{word} is missing");
         }
+    }
+}
+
+#[test]
+fn the_compose_file_passes_every_variable() {
+    // These the image has, or the compose file from a secret.
+    let others = ["HOST", "PORT", "OPENAI_API_KEY", "OPENAI_API_KEY_FILE"];
+    let compose = include_str!("../../docker-compose.yml");
+    for name in variables().filter(|name| !others.contains(name)) {
+        assert!(compose.contains(&format!("      {name}: ${{{name}:-}}\n")), "{name} is missing");
     }
 }

@@ -815,8 +815,44 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let shown = format!("{:?}", config(&[("OPENAI_API_KEY", "sk-canary")]).unwrap());
-        assert!(!shown.contains("canary"), "{shown}");
+        let secrets = [
+            ("OPENAI_API_KEY", "sk-canary"),
+            ("API_KEYS", "alice:canary-of-sixteen-characters"),
+            ("JWT_SECRET", "canary of at least thirty-two bytes"),
+            ("DATABASE_URL", "postgres://user:canary@db/name"),
+        ];
+        let config = config(&secrets).unwrap();
+        let shown = format!("{config:?} {config:#?}");
+        assert!(!shown.contains("canary") && shown.contains("alice"), "{shown}");
+    }
+
+    #[test]
+    fn every_secret_may_come_from_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let openai = file("openai", "sk-one\n");
+        let keys = file("keys", "alice:a-key-of-sixteen-x\nbob:b-key-of-sixteen-x\n");
+        let secret = file("secret", "a secret of at least thirty-two bytes\n");
+        let database = file("database", "postgres://user:password@db/name\n");
+        let pairs = [
+            ("OPENAI_API_KEY_FILE", openai.as_str()),
+            ("API_KEYS_FILE", &keys),
+            ("JWT_SECRET_FILE", &secret),
+            ("DATABASE_URL_FILE", &database),
+        ];
+        let config = Config::from_variables(&variables(&pairs), false).unwrap();
+        assert_eq!((config.upstream.api_keys.len(), config.access.keys.len()), (1, 2));
+        assert!(config.access.jwt.is_some() && matches!(config.conversations.database, Database::Postgres(_)));
+        for (name, _) in pairs {
+            let missing = Config::from_variables(&variables(&[(name, "/nowhere")]), true);
+            if name != "OPENAI_API_KEY_FILE" {
+                assert!(missing.unwrap_err().to_string().contains(name), "{name}");
+            }
+        }
     }
 
     #[test]
@@ -873,5 +909,16 @@ mod tests {
         assert_eq!(config(&[("ALLOWED_IPS", "10.0.0.0/8")]).unwrap().warnings().len(), 0);
         let plain = [("HOST", "localhost"), ("OPENAI_BASE_URL", "http://llm.example/v1")];
         assert_eq!(config(&plain).unwrap().warnings().len(), 1);
+        for protection in [
+            ("API_KEYS", "alice:a-key-of-sixteen-x"),
+            ("JWT_SECRET", "a secret of at least thirty-two bytes"),
+            ("ALLOWED_IPS", "10.0.0.0/8"),
+        ] {
+            assert_eq!(config(&[protection]).unwrap().warnings(), [""; 0], "{protection:?}");
+        }
+        let [warning] = config(&[("HOST", "::1"), ("TRUSTED_PROXIES", "10.0.0.1,::/0")]).unwrap().warnings()[..] else {
+            panic!("one warning");
+        };
+        assert!(warning.contains("TRUSTED_PROXIES"), "{warning}");
     }
 }

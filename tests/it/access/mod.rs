@@ -1,6 +1,7 @@
 //! Who may call, and how much: over HTTP, as callers and those who are none see it.
 
 mod addresses;
+mod canaries;
 mod endings;
 mod ownership;
 mod requests;

@@ -665,13 +665,16 @@ impl Config {
     #[must_use]
     pub fn warnings(&self) -> Vec<&'static str> {
         let mut warnings = Vec::new();
-        let Access { keys, jwt, allowed, .. } = &self.access;
-        let is_open = keys.is_empty() && jwt.is_none() && allowed.is_empty();
-        if is_open && !self.listen.is_loopback() {
+        let Access { keys, jwt, allowed, trusted_proxies, .. } = &self.access;
+        let is_protected = !keys.is_empty() || jwt.is_some() || !allowed.is_empty();
+        if !self.listen.is_loopback() && !is_protected {
             warnings.push(
                 "listening beyond this machine with nothing protecting it: whoever reaches this port chats at \
-                 this service's expense; set API_KEYS, a JWT_ variable or ALLOWED_IPS, or HOST=127.0.0.1",
+                 this service's expense; set API_KEYS, or HOST=127.0.0.1, or put a proxy that authenticates in front",
             );
+        }
+        if trusted_proxies.iter().any(|net| net.prefix_len() == 0) {
+            warnings.push("TRUSTED_PROXIES trusts every address: anybody can say in X-Forwarded-For who they are");
         }
         let url = &self.upstream.base_url;
         let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));

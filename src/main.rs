@@ -14,7 +14,7 @@ use std::{
 };
 
 use ai_service::{
-    config::{self, Config, Listen},
+    config::{self, Config, Docs, Listen},
     health_check,
     server::{self, App, StartError},
     simulator::{Pace, Simulator},
@@ -141,7 +141,7 @@ fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), S
     let kind = if demo { " (simulated)" } else { "" };
     tracing::info!(
         listening = %address,
-        docs = format!("http://{reachable}/docs"),
+        docs = (config.access.docs == Docs::On).then(|| format!("http://{reachable}/docs")),
         upstream = format!("{}{kind}", config.upstream.base_url),
         model = config.defaults.model,
         "ai-service {} started",

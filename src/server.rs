@@ -77,6 +77,7 @@ impl App {
         let tickets = Arc::new(Tickets::random().ok_or(StartError::NoRandomness)?);
         let rules = Rules::new(&config.access, &config.rate_limits, Arc::clone(&limiter), Arc::clone(&tickets));
         let needs_tickets = !rules.is_open();
+        let reconnects = Limited { limiter: Arc::clone(&limiter), quota: rules.reconnects() };
         let state = Handles {
             service,
             catalog: ModelCatalog::new(client, tasks.clone()),
@@ -88,6 +89,7 @@ impl App {
             limits: config.limits,
             usage: usage.clone(),
             requests: Limited { limiter, quota: requests_quota(&config.rate_limits) },
+            reconnects,
             tickets: needs_tickets.then_some(tickets),
         };
         let doors = Doors { origins: &config.cors, rules, docs: config.access.docs };

@@ -31,6 +31,8 @@ pub(crate) struct Handles {
     pub(crate) usage: UsageRecorder,
     /// For what counts as a request and does not come as one: a chat over a WebSocket.
     pub(crate) requests: Limited,
+    /// The same for a stream that is read again.
+    pub(crate) reconnects: Limited,
     /// There where a stream's address needs one.
     pub(crate) tickets: Option<Arc<Tickets>>,
 }

@@ -18,7 +18,7 @@ use crate::{
         saved::{CreateConversation, MessageList, SavedMessage},
         validation::{Issue, Loc},
     },
-    chat,
+    chat::{self, ChatError},
     conversations::{Conversation, Cursor, MAX_PAGE, StoredMessage},
     ids::ConversationId,
     state::AppState,
@@ -238,10 +238,16 @@ async fn summary(
 )]
 async fn title(
     State(state): State<AppState>,
-    Caller(chat::Caller { owner, .. }): Caller,
+    Caller(caller): Caller,
     ConversationPath(id): ConversationPath,
 ) -> Result<Json<TitleBody>, ApiError> {
-    let title = state.service.retitle(&owner, &id).await?.ok_or(ApiError::ConversationNotFound)?;
+    let title = state.service.retitle(&caller, &id).await.map_err(|error| match error {
+        ChatError::Store(error) => error.into(),
+        ChatError::OverLimit(over) => over.into(),
+        // No answer is no title, and no error.
+        ChatError::Upstream(_) => ApiError::Internal,
+    });
+    let title = title?.ok_or(ApiError::ConversationNotFound)?;
     Ok(Json(TitleBody { title }))
 }
 

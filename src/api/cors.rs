@@ -2,7 +2,8 @@
 //!
 //! tower-http decides; this only asks it when there is something to decide. A request without an `Origin` comes from no
 //! page of another origin, and answers to it carry none of the headers, as the original's do. (They were 3 % of the
-//! instructions of a request from another server.)
+//! instructions of a request from another server.) With a list of origins they carry `Vary`, so that no cache takes an
+//! answer for one page for an answer for another. And `OPTIONS` that is no browser's question is a request like any other.
 
 use std::task::{Context, Poll};
 
@@ -11,11 +12,18 @@ use futures_util::future::Either;
 use tower::{Layer, Service};
 use tower_http::cors::{AllowOrigin, Cors, CorsLayer};
 
-use crate::{api::observe::REQUEST_ID, config::AllowedOrigins};
+use crate::{
+    api::{guard::standing_names, observe::REQUEST_ID},
+    config::AllowedOrigins,
+};
 
 /// Puts [`CrossOrigin`] around a service.
 #[derive(Clone, Debug)]
-pub(crate) struct CrossOriginLayer(CorsLayer);
+pub(crate) struct CrossOriginLayer {
+    cors: CorsLayer,
+    /// Whether the answer depends on the origin.
+    varies: bool,
+}
 
 impl CrossOriginLayer {
     pub(crate) fn new(origins: &AllowedOrigins) -> Self {
@@ -28,29 +36,20 @@ impl CrossOriginLayer {
             HeaderName::from_static("last-event-id"),
             REQUEST_ID,
         ];
-        let exposed = [
-            REQUEST_ID,
-            header::RETRY_AFTER,
-            HeaderName::from_static("idempotent-replayed"),
-            HeaderName::from_static("x-ratelimit-limit-requests"),
-            HeaderName::from_static("x-ratelimit-remaining-requests"),
-            HeaderName::from_static("x-ratelimit-reset-requests"),
-            HeaderName::from_static("x-ratelimit-limit-tokens"),
-            HeaderName::from_static("x-ratelimit-remaining-tokens"),
-            HeaderName::from_static("x-ratelimit-reset-tokens"),
-        ];
+        let exposed = [REQUEST_ID, header::RETRY_AFTER, HeaderName::from_static("idempotent-replayed")];
         let layer = CorsLayer::new()
             .allow_methods(methods)
             .allow_headers(headers)
-            .expose_headers(exposed)
+            .expose_headers(exposed.into_iter().chain(standing_names()).collect::<Vec<_>>())
             .max_age(std::time::Duration::from_secs(600));
-        Self(match origins {
+        let cors = match origins {
             AllowedOrigins::Any => layer.allow_origin(AllowOrigin::any()),
             AllowedOrigins::List(list) => {
                 let list = list.iter().filter_map(|origin| HeaderValue::try_from(origin).ok());
                 layer.allow_origin(AllowOrigin::list(list)).allow_credentials(true)
             }
-        })
+        };
+        Self { cors, varies: matches!(origins, AllowedOrigins::List(_)) }
     }
 }
 
@@ -58,7 +57,7 @@ impl<S> Layer<S> for CrossOriginLayer {
     type Service = CrossOrigin<S>;
 
     fn layer(&self, inner: S) -> CrossOrigin<S> {
-        CrossOrigin { inner, cors: self.0.clone() }
+        CrossOrigin { inner, layer: self.clone() }
     }
 }
 
@@ -66,7 +65,7 @@ impl<S> Layer<S> for CrossOriginLayer {
 #[derive(Clone, Debug)]
 pub(crate) struct CrossOrigin<S> {
     inner: S,
-    cors: CorsLayer,
+    layer: CrossOriginLayer,
 }
 
 impl<S> CrossOrigin<S> {
@@ -89,11 +88,19 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        if request.headers().contains_key(header::ORIGIN) || request.method() == Method::OPTIONS {
+        let headers = request.headers();
+        let has_origin = headers.contains_key(header::ORIGIN);
+        // tower-http would take every OPTIONS for a browser's question, and answer it before anybody looks who asks.
+        let is_decided = if request.method() == Method::OPTIONS {
+            has_origin && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        } else {
+            has_origin || self.layer.varies
+        };
+        if is_decided {
             // The one that is ready stays behind in a clone, as tower asks for.
             let ready = self.inner.clone();
             let ready = std::mem::replace(&mut self.inner, ready);
-            Either::Left(self.cors.layer(ready).call(request))
+            Either::Left(self.layer.cors.layer(ready).call(request))
         } else {
             Either::Right(self.inner.call(request))
         }

@@ -19,11 +19,15 @@ use utoipa::{
     openapi::{
         RefOr, Schema,
         schema::{OneOfBuilder, Ref},
+        security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 use utoipa_swagger_ui::Config;
 
-use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
+use crate::api::{
+    error::{ApiError, ErrorDocument, ValidationErrorDocument},
+    guard::{Policy, policy},
+};
 
 /// What the OpenAPI document says besides the routes.
 #[derive(OpenApi)]
@@ -31,7 +35,9 @@ use crate::api::error::{ApiError, ErrorDocument, ValidationErrorDocument};
     info(
         title = "ChatGPT Clone AI Service",
         description = "Chat with OpenAI's models over HTTP. Every error carries `detail` for people, `code` for \
-                       programs and `request_id` for the log.",
+                       programs and `request_id` for the log. Where callers are limited, every answer says where they \
+                       stand in `x-ratelimit-limit-requests`, `x-ratelimit-remaining-requests`, \
+                       `x-ratelimit-reset-requests` and the same three of `tokens`.",
         license(name = "MIT", identifier = "MIT"),
     ),
     components(schemas(ErrorDocument, ValidationErrorDocument, RefusedDocument)),
@@ -57,6 +63,24 @@ pub(crate) struct IdempotencyKeyParam {
 
 /// The request id of the examples.
 const REQUEST_ID: &str = "3e458467-c21f-4429-a90d-e0d2f496e3b2";
+
+/// What any route can answer that is not for everybody.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
+enum GuardErrors {
+    /// Nobody who is let in: `unauthorized`. The same for no, a wrong and an expired token
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`")), example = json!({"detail": "authentication is required", "code": "unauthorized", "request_id": REQUEST_ID}))]
+    Unauthorized(ErrorDocument),
+    /// The address is not let in, for a while if there is a `Retry-After`: `address_blocked`
+    #[response(status = 403, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "this address is not allowed", "code": "address_blocked", "request_id": REQUEST_ID}))]
+    AddressBlocked(ErrorDocument),
+    /// More than the caller may have now, see `Retry-After`: `rate_limited`, `too_many_streams`
+    #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds to wait")), example = json!({"detail": "rate limit reached: too many requests", "code": "rate_limited", "request_id": REQUEST_ID}))]
+    RateLimited(ErrorDocument),
+    /// More than the service takes on at once, see `Retry-After`: `overloaded`
+    #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait")), example = json!({"detail": "the service is busy", "code": "overloaded", "request_id": REQUEST_ID}))]
+    Overloaded(ErrorDocument),
+}
 
 /// What any route can answer.
 #[derive(IntoResponses)]
@@ -123,14 +147,15 @@ pub(crate) enum ChatErrors {
     /// No such model: `model_not_found`
     #[response(status = 404, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: The model `gpt-9` does not exist or you do not have access to it.", "code": "model_not_found", "request_id": REQUEST_ID}))]
     NotFound(ErrorDocument),
-    /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`
+    /// Too much in too short a time, see `Retry-After`: `upstream_rate_limited`; of the caller, `rate_limited` and, as a
+    /// stream, `too_many_streams`
     #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: Rate limit reached for gpt-4o.", "code": "upstream_rate_limited", "request_id": REQUEST_ID}))]
     RateLimited(ErrorDocument),
     /// The upstream failed: `upstream_auth`, `upstream_empty`, `upstream_error`, `upstream_protocol`,
     /// `upstream_reset`, `upstream_tls`, `upstream_too_large`, `upstream_unreachable`
     #[response(status = 502, example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: the connection to OpenAI API broke before the answer was complete", "code": "upstream_reset", "request_id": REQUEST_ID}))]
     BadGateway(ErrorDocument),
-    /// The upstream cannot serve now: `upstream_overloaded`, `upstream_unavailable` and `stream_log_full` (see
+    /// Nobody can serve now: `overloaded`, `upstream_overloaded`, `upstream_unavailable` and `stream_log_full` (see
     /// `Retry-After`), `upstream_quota`
     #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API is overloaded", "code": "upstream_overloaded", "request_id": REQUEST_ID}))]
     Unavailable(ErrorDocument),
@@ -146,7 +171,7 @@ pub(crate) enum StreamStartErrors {
     /// The request cannot be read: `unreadable_body`, `body_interrupted`, `invalid_idempotency_key`
     #[response(status = 400, example = json!({"detail": "There was an error parsing the body", "code": "unreadable_body", "request_id": REQUEST_ID}))]
     BadRequest(ErrorDocument),
-    /// No room for another stream now, see `Retry-After`: `stream_log_full`
+    /// No room for another stream now, see `Retry-After`: `stream_log_full`, `overloaded`
     #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait, where waiting helps")), example = json!({"detail": "no room for another stream", "code": "stream_log_full", "request_id": REQUEST_ID}))]
     Full(ErrorDocument),
 }
@@ -167,7 +192,7 @@ pub(crate) enum ReadErrors {
     /// A bug of the service: `internal`
     #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
-    /// The database does not answer, see `Retry-After`: `storage_unavailable`
+    /// The database does not answer, see `Retry-After`: `storage_unavailable`; or the service is busy: `overloaded`
     #[response(status = 503, headers(("Retry-After" = u64, description = "Seconds to wait")), example = json!({"detail": "conversations cannot be reached at the moment", "code": "storage_unavailable", "request_id": REQUEST_ID}))]
     Unavailable(ErrorDocument),
 }
@@ -194,7 +219,7 @@ pub(crate) enum ConversationErrors {
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
 pub(crate) enum SocketErrors {
-    /// The page is not in `CORS_ALLOW_ORIGINS`: `origin_not_allowed`
+    /// The page is not in `CORS_ALLOW_ORIGINS`: `origin_not_allowed`. Or the address is not let in: `address_blocked`
     #[response(status = 403, example = json!({"detail": "this origin is not allowed", "code": "origin_not_allowed", "request_id": REQUEST_ID}))]
     Origin(ErrorDocument),
     /// Not a WebSocket handshake of version 13: `websocket_required`
@@ -203,6 +228,39 @@ pub(crate) enum SocketErrors {
     /// A bug of the service: `internal`
     #[response(status = 500, example = json!({"detail": "Internal Server Error", "code": "internal", "request_id": REQUEST_ID}))]
     Internal(ErrorDocument),
+}
+
+/// The name of the scheme by which callers are known.
+const BEARER: &str = "bearer";
+
+/// The name of the scheme by which one stream is read and stopped.
+const TICKET: &str = "ticket";
+
+/// Says of every route who may call it, and what it answers to others: as the guard has it, which is what decides.
+pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi) {
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
+    let bearer =
+        bearer.description(Some("An API key or a JSON Web Token. Where callers are not told apart, none is needed."));
+    let ticket =
+        ApiKeyValue::with_description("ticket", "From `stream_url`; for its stream alone, as long as there is one.");
+    let components = document.components.get_or_insert_default();
+    components.add_security_scheme(BEARER, SecurityScheme::Http(bearer.build()));
+    components.add_security_scheme(TICKET, SecurityScheme::ApiKey(ApiKey::Query(ticket)));
+    let requirement = |name| SecurityRequirement::new::<_, [&str; 0], &str>(name, []);
+    for (path, item) in &mut document.paths.paths {
+        let security = match policy(path) {
+            Policy::Public => continue,
+            Policy::Private | Policy::Socket => vec![requirement(BEARER)],
+            Policy::Stream => vec![requirement(BEARER), requirement(TICKET)],
+        };
+        let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.security = Some(security.clone());
+            for (status, response) in GuardErrors::responses() {
+                operation.responses.responses.entry(status).or_insert(response);
+            }
+        }
+    }
 }
 
 /// The paths of [`router`].
@@ -227,10 +285,22 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openap
     let [document_path, swagger_path, assets_path, redoc_path, script_path] = PATHS;
     Router::new()
         .route(document_path, get(json))
-        .route(swagger_path, get(async || Html(SWAGGER_PAGE)))
+        .route(swagger_path, get(async || page(SWAGGER_PAGE)))
         .route(assets_path, get(asset))
-        .route(redoc_path, get(async || Html(REDOC_PAGE)))
+        .route(redoc_path, get(async || page(REDOC_PAGE)))
         .route(script_path, get(async || script(Bytes::from_static(REDOC_SCRIPT.as_bytes()))))
+}
+
+/// What the pages may do: run and show what comes from here, and ask this service. Both write styles into the page, show
+/// pictures that they carry with them, and ReDoc searches in a worker that it makes.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
+     font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'; \
+     form-action 'self'",
+);
+
+fn page(html: &'static str) -> Response {
+    ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(html)).into_response()
 }
 
 const SWAGGER_PAGE: &str = include_str!("docs/swagger.html");

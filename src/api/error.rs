@@ -55,9 +55,11 @@ pub(crate) enum ApiError {
     /// Not exactly one valid `Host`.
     #[error("the request must have exactly one valid Host header")]
     BadHost,
-    /// Two lengths of one body.
-    #[error("the request has both Content-Length and Transfer-Encoding")]
+    /// More than one way to read how long the body is.
+    #[error("the length of the body must be said once, by Content-Length or by Transfer-Encoding: chunked")]
     BadFraming,
+    #[error("the address is longer than {limit} bytes")]
+    UriTooLong { limit: usize },
     /// An address that is only for WebSockets, asked for anything else.
     #[error("this address is for WebSocket connections")]
     WebSocketRequired,
@@ -125,6 +127,7 @@ impl ApiError {
             Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
             Self::BadHost => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::BadFraming => (StatusCode::BAD_REQUEST, "bad_framing"),
+            Self::UriTooLong { .. } => (StatusCode::URI_TOO_LONG, "uri_too_long"),
             Self::WebSocketRequired => (StatusCode::UPGRADE_REQUIRED, "websocket_required"),
             Self::OriginNotAllowed => (StatusCode::FORBIDDEN, "origin_not_allowed"),
             Self::TooManyStreams { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_streams"),
@@ -210,9 +213,14 @@ impl ApiError {
         }
         if matches!(
             self,
-            Self::BodyTooLarge { .. } | Self::BodyTimeout { .. } | Self::BodyInterrupted | Self::BadFraming
+            Self::BodyTooLarge { .. }
+                | Self::BodyTimeout { .. }
+                | Self::BodyInterrupted
+                | Self::BadFraming
+                | Self::BadHost
         ) {
-            // What is left of the body would be read as the next request.
+            // What is left of the body would be read as the next request; and who cannot say whom it asks is not listened to
+            // any longer.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if matches!(self, Self::Unauthorized) {

@@ -74,9 +74,9 @@ pub(crate) struct StreamPath(pub(crate) StreamId);
 impl<S: Send + Sync> FromRequestParts<S> for StreamPath {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let path = Path::<String>::from_request_parts(parts, state).await;
-        let id = path.ok().and_then(|Path(id)| StreamId::parse(&id));
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
+        // As it was sent: the guard looks at it before anything is decoded, and both must see the same.
+        let id = parts.uri.path().rsplit('/').next().and_then(StreamId::parse);
         id.map(Self).ok_or(ApiError::StreamNotFound)
     }
 }

@@ -6,6 +6,7 @@ mod cors;
 mod docs;
 mod error;
 mod extract;
+mod framing;
 pub(crate) mod fuzzing;
 mod guard;
 mod health;
@@ -54,7 +55,7 @@ pub(crate) struct Doors<'a> {
 
 pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
     let Doors { origins, rules, docs } = doors;
-    let (routes, document) = OpenApiRouter::with_openapi(docs::Document::openapi())
+    let (routes, mut document) = OpenApiRouter::with_openapi(docs::Document::openapi())
         .merge(health::router())
         .merge(chat::router())
         .merge(stream::router())
@@ -64,6 +65,7 @@ pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
         .merge(usage::router())
         .split_for_parts();
     let mut paths: Vec<_> = document.paths.paths.keys().cloned().collect();
+    docs::say_who_may_call(&mut document);
     let routes = if docs == Docs::On {
         paths.extend(docs::PATHS.map(str::to_owned));
         routes.merge(docs::router(&document))

@@ -1,4 +1,5 @@
-//! The outermost layer: gives each request its id, writes the bodies of errors, and logs one line.
+//! The outermost layer: gives each request its id, refuses what could be read in two ways, writes the bodies of errors, and
+//! logs one line.
 //!
 //! The line says method, matched route, status, time, request id, and what a handler attached as [`Spent`]. It
 //! never says a body, a path as it was sent, a query string or a header: those are the caller's.
@@ -15,14 +16,14 @@ use axum::{
     BoxError,
     body::{Body, HttpBody},
     http::{HeaderName, HeaderValue, Method, Request, header},
-    response::{IntoResponseParts, Response, ResponseParts},
+    response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
 };
 use bytes::Bytes;
 use pin_project_lite::pin_project;
 use tower::{Layer, Service};
 
 use crate::{
-    api::error::ApiError,
+    api::{error::ApiError, framing},
     ids::{RequestId, RequestIds},
     message::Usage,
 };
@@ -120,7 +121,11 @@ where
             request_id: given.and_then(RequestId::accept).unwrap_or_else(|| self.ids.next()),
             answered: false,
         };
-        Observing { inner: self.inner.call(request), line }
+        let step = match framing::check(&request) {
+            Ok(()) => Step::Passed { inner: self.inner.call(request) },
+            Err(error) => Step::Refused { error: Some(error) },
+        };
+        Observing { step, line }
     }
 }
 
@@ -128,8 +133,16 @@ pin_project! {
     /// A request on its way.
     pub(crate) struct Observing<F> {
         #[pin]
-        inner: F,
+        step: Step<F>,
         line: Line,
+    }
+}
+
+pin_project! {
+    #[project = StepNow]
+    enum Step<F> {
+        Passed { #[pin] inner: F },
+        Refused { error: Option<ApiError> },
     }
 }
 
@@ -143,8 +156,14 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let Ok(response) = ready!(this.inner.poll(context));
-        Poll::Ready(Ok(this.line.finish(response.map(Body::new))))
+        let response = match this.step.project() {
+            StepNow::Passed { inner } => {
+                let Ok(response) = ready!(inner.poll(context));
+                response.map(Body::new)
+            }
+            StepNow::Refused { error } => error.take().unwrap_or(ApiError::Internal).into_response(),
+        };
+        Poll::Ready(Ok(this.line.finish(response)))
     }
 }
 

@@ -344,6 +344,11 @@ impl Session {
 
     async fn resume(&mut self, id: StreamId, cursor: Option<Seq>) -> Result<Granted, ApiError> {
         self.room_for(Some(id))?;
+        // Together with those over HTTP.
+        let reader = format!("{} {id}", self.caller.0.who);
+        if let Some(standing) = self.state.reconnects.take(&reader, 1).await.filter(|it| !it.is_allowed) {
+            return Err(ApiError::OverRequests { standing });
+        }
         match self.state.streams.open(id, &self.caller.0.owner, cursor).await.ok_or(ApiError::StreamNotFound)? {
             Opened::Reader(reader) => {
                 self.follow(id, reader);
@@ -448,6 +453,7 @@ mod tests {
             limits: config.limits,
             usage: UsageRecorder::new(Conversations::open(&Database::SqliteInMemory).await.unwrap()),
             requests: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
+            reconnects: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
             tickets: None,
         });
         let settings = Settings { origins: AllowedOrigins::Any, ping: PING, silence: SILENCE };

@@ -44,7 +44,7 @@ impl History {
             }
             kept = self.take(kept, page.into_iter().map(|(_, message)| message).collect(), model).await?;
             if is_last || kept.is_full {
-                return Ok((kept.from_the_first_question(), count));
+                return Ok((kept.without_a_lone_answer(), count));
             }
         }
     }
@@ -85,7 +85,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn from_the_first_question(self) -> Vec<Message> {
+    fn without_a_lone_answer(self) -> Vec<Message> {
         let mut oldest_first = self.newest_first;
         oldest_first.reverse();
         let messages = oldest_first.into_iter().map(|message| Message::new(message.role, message.content));

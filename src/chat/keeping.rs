@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::{
-    chat::{OpenAiService, UNTITLED},
+    chat::{Caller, OpenAiService, UNTITLED},
     conversations::{StoreError, StoredMessage, Turn},
-    ids::{ConversationId, Owner},
+    ids::ConversationId,
     message::{Message, Role, Usage},
     timestamp::Timestamp,
 };
@@ -17,15 +17,15 @@ pub(super) struct Keeping(Arc<Question>);
 #[derive(Debug)]
 struct Question {
     service: OpenAiService,
-    owner: Owner,
+    caller: Caller,
     id: ConversationId,
     text: String,
     asked_at: Timestamp,
 }
 
 impl Keeping {
-    pub(super) fn new(service: OpenAiService, owner: Owner, id: ConversationId, text: String) -> Self {
-        Self(Arc::new(Question { service, owner, id, text, asked_at: Timestamp::now() }))
+    pub(super) fn new(service: OpenAiService, caller: Caller, id: ConversationId, text: String) -> Self {
+        Self(Arc::new(Question { service, caller, id, text, asked_at: Timestamp::now() }))
     }
 
     /// Stores the question with its answer. `interrupted`: the answer is what there was when somebody
@@ -37,7 +37,7 @@ impl Keeping {
         if interrupted && answer.is_empty() {
             return Ok(());
         }
-        let Question { service, owner, id, text, asked_at } = &*self.0;
+        let Question { service, caller, id, text, asked_at } = &*self.0;
         let message = |role, content, at: Timestamp, interrupted| StoredMessage {
             role,
             content,
@@ -50,23 +50,23 @@ impl Keeping {
             answer: message(Role::Assistant, answer, Timestamp::now(), interrupted),
             usage,
         };
-        let appended = service.conversations().append(owner, id.clone(), turn).await?;
+        let appended = service.conversations().append(&caller.owner, id.clone(), turn).await?;
         if appended.messages == 2 && !appended.has_title && !interrupted && service.makes_titles() {
-            let (service, owner, id) = (service.clone(), owner.clone(), id.clone());
+            let (service, caller, id) = (service.clone(), caller.clone(), id.clone());
             let tasks = service.tasks().clone();
-            tasks.spawn(async move { make_title(&service, &owner, id, &title_from).await });
+            tasks.spawn(async move { make_title(&service, &caller, id, &title_from).await });
         }
         Ok(())
     }
 }
 
 /// Makes a title and stores it, unless somebody else has given one in the meantime.
-async fn make_title(service: &OpenAiService, owner: &Owner, id: ConversationId, conversation: &[Message]) {
-    let title = service.generate_title(owner, conversation).await;
-    if title == UNTITLED {
+async fn make_title(service: &OpenAiService, caller: &Caller, id: ConversationId, conversation: &[Message]) {
+    let title = match service.generate_title(caller, conversation).await {
+        Ok(title) if title != UNTITLED => title,
         // Shown without one; it may be asked for later.
-        return;
-    }
+        _ => return,
+    };
     // A failure is in the log, and a title is no loss.
-    let _ = service.conversations().set_title(owner, id, title, true).await;
+    let _ = service.conversations().set_title(&caller.owner, id, title, true).await;
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -95,7 +96,8 @@ impl Metering {
         }
         let prompt_bytes = messages.iter().map(|message| message.content.len() + TOKENS_PER_MESSAGE * BYTES_PER_TOKEN);
         let prompt_tokens = prompt_tokens.unwrap_or_else(|| estimate(prompt_bytes.sum()));
-        Ok(Bill { metering: self.clone(), caller: caller.clone(), prompt_tokens, reserved, is_settled: false })
+        let (metering, caller) = (self.clone(), caller.clone());
+        Ok(Bill { metering, caller, prompt_tokens, reserved, slot: None, is_asked: false, is_settled: false })
     }
 
     /// A place for one more running stream; `None` when there is no limit.
@@ -105,13 +107,6 @@ impl Metering {
     pub(super) fn slot(&self, caller: &Caller) -> Result<Option<Slot>, OverLimit> {
         let Some(limit) = self.0.streams else { return Ok(None) };
         self.0.slots.take(&caller.who, limit).map(Some).ok_or(OverLimit::Streams { limit })
-    }
-
-    /// Counts what was asked on somebody's behalf without a bill: a title.
-    pub(super) fn record(&self, owner: &Owner, usage: Option<Usage>) {
-        let Usage { prompt_tokens, completion_tokens, .. } = usage.unwrap_or_default();
-        let spending = Spending { prompt_tokens, completion_tokens, is_estimated: usage.is_none() };
-        self.0.usage.record(owner, Outcome::Done, spending);
     }
 
     /// The tokens of a prompt, as OpenAI counts them.
@@ -142,13 +137,30 @@ pub(super) struct Bill {
     /// Counted or estimated; what the upstream says counts more.
     prompt_tokens: u64,
     reserved: u64,
+    /// Given back with the rest.
+    slot: Option<Slot>,
+    is_asked: bool,
     is_settled: bool,
 }
 
 impl Bill {
+    /// The same for a stream, which also has a place among those that run.
+    #[must_use]
+    pub(super) fn with(self, slot: Option<Slot>) -> Self {
+        // Whoever drops a bill settles it, so it cannot be taken apart.
+        let mut bill = self;
+        bill.slot = slot;
+        bill
+    }
+
+    /// From here on it costs something: the upstream is asked.
+    pub(super) fn is_asked(&mut self) {
+        self.is_asked = true;
+    }
+
     /// The chat has ended. `text` is as much of the answer as there is; it counts where the upstream did not say what was
-    /// used.
-    pub(super) fn settle(mut self, outcome: Outcome, usage: Option<Usage>, text: &str) {
+    /// used. When this returns, what was reserved and not used is free again.
+    pub(super) async fn settle(mut self, outcome: Outcome, usage: Option<Usage>, text: &str) {
         let spending = match (usage, outcome) {
             (Some(usage), _) => Spending {
                 prompt_tokens: usage.prompt_tokens,
@@ -157,35 +169,45 @@ impl Bill {
             },
             // An upstream that gave no answer takes no money.
             (None, Outcome::Failed) => Spending { is_estimated: true, ..Spending::default() },
-            (None, _) => Spending {
-                prompt_tokens: self.prompt_tokens,
-                completion_tokens: estimate(text.len()),
-                is_estimated: true,
-            },
+            (None, _) => self.estimated(text),
         };
-        self.pay(outcome, spending);
+        if let Some(returning) = self.pay(Some((outcome, spending))) {
+            // It is done though nobody waits for it.
+            let _ = returning.await;
+        }
     }
 
-    fn pay(&mut self, outcome: Outcome, spending: Spending) {
+    fn estimated(&self, text: &str) -> Spending {
+        let prompt_tokens = if self.is_asked { self.prompt_tokens } else { 0 };
+        Spending { prompt_tokens, completion_tokens: estimate(text.len()), is_estimated: true }
+    }
+
+    /// Counts what was spent, if anything was asked for, and gives back what was reserved for more.
+    fn pay(&mut self, spent: Option<(Outcome, Spending)>) -> Option<JoinHandle<()>> {
         if std::mem::replace(&mut self.is_settled, true) {
-            return;
+            return None;
         }
+        self.slot = None;
         let shared = Arc::clone(&self.metering.0);
-        shared.usage.record(&self.caller.owner, outcome, spending);
-        let Some(quota) = shared.tokens else { return };
+        let mut used = 0;
+        if let Some((outcome, spending)) = spent {
+            shared.usage.record(&self.caller.owner, outcome, spending);
+            used = spending.prompt_tokens + spending.completion_tokens;
+        }
+        let quota = shared.tokens?;
         let (who, taken) = (Arc::clone(&self.caller.who), self.reserved);
-        let used = spending.prompt_tokens + spending.completion_tokens;
         let tasks = shared.tasks.clone();
-        tasks.spawn(async move {
+        Some(tasks.spawn(async move {
             // What cannot be settled comes back by itself within a minute.
             let _ = shared.limiter.settle(&who, quota, taken, used).await;
-        });
+        }))
     }
 }
 
 impl Drop for Bill {
     fn drop(&mut self) {
-        let prompt_tokens = self.prompt_tokens;
-        self.pay(Outcome::Left, Spending { prompt_tokens, completion_tokens: 0, is_estimated: true });
+        // A chat that was refused before anybody was asked costs nothing, and is none.
+        let spent = self.is_asked.then(|| (Outcome::Left, self.estimated("")));
+        drop(self.pay(spent));
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     conversations::{self, Conversations, Saved, StoreError, StoredMessage, Summary},
     ids::{ConversationId, Owner, StreamId},
     message::{Message, Role, Usage},
-    openai::{Client, Completion, UpstreamError},
+    openai::{Answer, Client, Completion, UpstreamError},
     streams::CreateError,
     tokens::TokenCounter,
 };
@@ -150,7 +150,7 @@ impl OpenAiService {
         id: ConversationId,
         mut request: ChatRequest,
     ) -> Result<ChatAnswer, ChatError> {
-        let keeping = self.recall(&caller.owner, id, &mut request).await?;
+        let keeping = self.recall(caller, id, &mut request).await?;
         let answer = self.chat_with_history(caller, request).await?;
         keeping.keep(answer.text.clone(), answer.usage, false).await?;
         Ok(answer)
@@ -165,18 +165,22 @@ impl OpenAiService {
         let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
         let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
         let messages = messages(request);
-        let bill = self.0.metering.open(caller, &model, &messages, max_tokens).await?;
         let completion = Completion { model: &model, messages: &messages, temperature, max_tokens };
-        match self.0.client.complete(&completion).await {
-            Ok(answer) => {
-                bill.settle(Outcome::Done, answer.usage, &answer.text);
-                Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
-            }
-            Err(error) => {
-                bill.settle(Outcome::Failed, None, "");
-                Err(error.into())
-            }
+        let answer = self.ask(caller, &completion).await?;
+        Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
+    }
+
+    /// Asks the upstream at the caller's expense.
+    async fn ask(&self, caller: &Caller, completion: &Completion<'_>) -> Result<Answer, ChatError> {
+        let Completion { model, messages, max_tokens, .. } = *completion;
+        let mut bill = self.0.metering.open(caller, model, messages, max_tokens).await?;
+        bill.is_asked();
+        let answered = self.0.client.complete(completion).await;
+        match &answered {
+            Ok(answer) => bill.settle(Outcome::Done, answer.usage, &answer.text).await,
+            Err(_) => bill.settle(Outcome::Failed, None, "").await,
         }
+        Ok(answered?)
     }
 
     /// Begins to answer a message of a stored conversation, as [`OpenAiService::chat`] does. Both are stored before the
@@ -191,7 +195,7 @@ impl OpenAiService {
         id: ConversationId,
         (mut request, on_disconnect): (ChatRequest, OnDisconnect),
     ) -> Result<StreamId, BeginError> {
-        let keeping = self.recall(&caller.owner, id, &mut request).await?;
+        let keeping = self.recall(caller, id, &mut request).await?;
         let beginning = self.beginning(caller, request, on_disconnect).await?;
         Ok(streams.begin(Arc::clone(&self.0.client), Beginning { keeping: Some(keeping), ..beginning }).await?)
     }
@@ -224,47 +228,58 @@ impl OpenAiService {
         let messages = messages(request);
         let bill = self.0.metering.open(caller, &model, &messages, max_tokens).await?;
         let owner = caller.owner.clone();
-        let (keeping, bill) = (None, Some(bill));
-        Ok(Beginning { owner, on_disconnect, model, messages, temperature, max_tokens, keeping, bill, slot })
+        let (keeping, bill) = (None, Some(bill.with(slot)));
+        Ok(Beginning { owner, on_disconnect, model, messages, temperature, max_tokens, keeping, bill })
     }
 
     /// Puts the stored messages before the new one. What would keep the turn from being stored is found out here,
     /// before anything is paid for.
     async fn recall(
         &self,
-        owner: &Owner,
+        caller: &Caller,
         id: ConversationId,
         request: &mut ChatRequest,
     ) -> Result<Keeping, StoreError> {
         conversations::check_text(&request.message)?;
         self.0.conversations.check_writable().await?;
         let model = self.model_for(request).to_owned();
-        let (history, count) = self.0.history.load(owner, &id, &model).await?;
+        let (history, count) = self.0.history.load(&caller.owner, &id, &model).await?;
         if usize::try_from(count).unwrap_or(usize::MAX) + 2 > conversations::MAX_MESSAGES {
             return Err(StoreError::full());
         }
         request.history = history;
-        Ok(Keeping::new(self.clone(), owner.clone(), id, request.message.clone()))
+        Ok(Keeping::new(self.clone(), caller.clone(), id, request.message.clone()))
     }
 
     /// A short title for a conversation, in its own language; [`UNTITLED`] when none can be made.
-    /// What it costs is the owner's.
-    pub async fn generate_title(&self, owner: &Owner, conversation: &[Message]) -> String {
-        let (title, usage) = title::generate(&self.0.client, &self.0.defaults.model, conversation).await;
-        self.0.metering.record(owner, usage);
-        title
+    ///
+    /// # Errors
+    /// The caller is over a limit: a title costs what any answer does.
+    pub async fn generate_title(&self, caller: &Caller, conversation: &[Message]) -> Result<String, OverLimit> {
+        let question = title::question(conversation);
+        let model = &self.0.defaults.model;
+        match self.ask(caller, &title::completion(model, &question)).await {
+            Ok(answer) => Ok(title::title(&answer.text)),
+            Err(ChatError::OverLimit(over)) => Err(over),
+            Err(_) => {
+                // What the upstream says may quote the conversation.
+                tracing::warn!(model, "no title could be made");
+                Ok(UNTITLED.to_owned())
+            }
+        }
     }
 
     /// Makes a title for a stored conversation and stores it. `None`: the owner has no such conversation.
     ///
     /// # Errors
-    /// The conversation cannot be read or written.
-    pub async fn retitle(&self, owner: &Owner, id: &ConversationId) -> Result<Option<String>, StoreError> {
+    /// The conversation cannot be read or written, or the caller is over a limit.
+    pub async fn retitle(&self, caller: &Caller, id: &ConversationId) -> Result<Option<String>, ChatError> {
+        let owner = &caller.owner;
         if self.0.conversations.find(owner, id).await?.is_none() {
             return Ok(None);
         }
         let (conversation, _) = self.0.history.load(owner, id, &self.0.defaults.model).await?;
-        let title = self.generate_title(owner, &conversation).await;
+        let title = self.generate_title(caller, &conversation).await?;
         // What stands for a title must not take the place of one.
         let only_first = title == UNTITLED;
         self.0.conversations.set_title(owner, id.clone(), title.clone(), only_first).await?;

@@ -146,6 +146,9 @@ impl Pump {
             temperature: beginning.temperature,
             max_tokens: beginning.max_tokens,
         };
+        if let Some(bill) = &mut self.bill {
+            bill.is_asked();
+        }
         // In a box of its own, because beginning takes more state than all the rest, and an open stream would keep it.
         let mut answer = match Box::pin(client.stream(&completion)).await {
             Ok(answer) => answer,
@@ -180,7 +183,7 @@ impl Pump {
     async fn end(&mut self, outcome: Outcome) -> bool {
         if let Some(bill) = self.bill.take() {
             let (how, usage) = outcome.for_the_bill(&self.text);
-            bill.settle(how, usage, &self.text);
+            bill.settle(how, usage, &self.text).await;
         }
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();

@@ -15,7 +15,6 @@ use crate::{
     },
     config::Streams,
     ids::{Owner, StreamId},
-    limits::Slot,
     message::{Message, Usage},
     openai::Client,
     streams::{
@@ -47,12 +46,9 @@ pub(super) struct Beginning {
     pub(super) keeping: Option<Keeping>,
     /// Taken by the producer, which knows how the stream ends.
     pub(super) bill: Option<Bill>,
-    /// Held while the stream runs.
-    #[expect(dead_code, reason = "it is there to be held")]
-    pub(super) slot: Option<Slot>,
 }
 
-/// How long stopping waits for the turn to be stored.
+/// How long stopping waits for what is behind a stream: that it has left the upstream, paid its bill and stored its turn.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// The streams of one app.
@@ -76,8 +72,8 @@ struct Running {
     on_disconnect: OnDisconnect,
     readers: usize,
     was_read: bool,
-    /// Cancelled when nothing is left to be done, the storing of its turn included; there only if it has one.
-    settled: Option<CancellationToken>,
+    /// Cancelled when nothing is left to be done, the storing of its turn included.
+    settled: CancellationToken,
 }
 
 /// How a stream stands, with all its text.
@@ -114,8 +110,8 @@ impl ChatStreams {
 
         let (stop, stopped) = oneshot::channel();
         let (on_disconnect, keeping) = (beginning.on_disconnect, beginning.keeping.clone());
-        let settled = keeping.as_ref().map(|_| CancellationToken::new());
-        let is_settled = settled.clone().map(CancellationToken::drop_guard);
+        let settled = CancellationToken::new();
+        let is_settled = settled.clone().drop_guard();
         self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false, settled });
         let (log, bill) = (Arc::clone(&self.0.log), beginning.bill.take());
         let mut pump =
@@ -139,6 +135,8 @@ impl ChatStreams {
                 }
             }
             streams.0.running.remove(&id);
+            // The bill of one that panicked is paid here.
+            drop(pump);
             drop(is_settled);
         });
         Ok(id)
@@ -169,8 +167,8 @@ impl ChatStreams {
         }
     }
 
-    /// Stops a stream for certain: when this returns true, its log has ended, the upstream is being left, and the text of
-    /// its turn is stored if it has a conversation.
+    /// Stops a stream for certain: when this returns true, its log has ended, the upstream has been left, its caller's limits
+    /// are free of it, and the text of its turn is stored if it has a conversation.
     pub async fn cancel(&self, id: StreamId, owner: &Owner) -> bool {
         if self.owned(id, owner).await.is_none() {
             return false;
@@ -182,10 +180,10 @@ impl ChatStreams {
         });
         let ended = ended.await;
         if ended {
-            let settled = self.0.running.get(&id).and_then(|running| running.settled.clone());
+            let settled = self.0.running.get(&id).map(|running| running.settled.clone());
             self.stop(id, Stop::Ended);
             if let Some(settled) = settled {
-                // Storing has limits of its own; this one is for whatever they miss.
+                // Each has limits of its own; this one is for whatever they miss.
                 let _ = timeout(SETTLE, settled.cancelled()).await;
             }
         }

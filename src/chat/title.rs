@@ -3,8 +3,8 @@
 use unicode_segmentation::UnicodeSegmentation;
 
 use crate::{
-    message::{Message, Role, Usage},
-    openai::{Client, Completion},
+    message::{Message, Role},
+    openai::Completion,
 };
 
 /// The title of a conversation for which none could be made. The text is the original's.
@@ -13,23 +13,25 @@ pub const UNTITLED: &str = "새 대화";
 /// Most characters of a title, as people count them. The model is asked for ten and does not always listen.
 const MAX_CHARACTERS: usize = 60;
 
-/// Asks `model` for a title of at most ten characters, in the conversation's own language, and what that cost.
-pub(super) async fn generate(client: &Client, model: &str, conversation: &[Message]) -> (String, Option<Usage>) {
+/// What is asked for a title of at most ten characters, in the conversation's own language.
+pub(super) fn question(conversation: &[Message]) -> Vec<Message> {
     let mut messages = conversation.to_vec();
     messages.push(Message::new(
         Role::User,
         "위 대화에 어울리는 제목을 10자 이내로, 대화와 같은 언어로 지어 주세요. 따옴표 없이 제목만 답하세요.",
     ));
-    let completion = Completion { model, messages: &messages, temperature: 0.2, max_tokens: 30 };
-    let (title, usage) = match client.complete(&completion).await {
-        Ok(answer) => (tidy(&answer.text), answer.usage),
-        Err(_) => {
-            // What the upstream says may quote the conversation.
-            tracing::warn!(model, "no title could be made");
-            (String::new(), None)
-        }
-    };
-    (if title.is_empty() { UNTITLED.to_owned() } else { title }, usage)
+    messages
+}
+
+/// How it is asked.
+pub(super) fn completion<'a>(model: &'a str, question: &'a [Message]) -> Completion<'a> {
+    Completion { model, messages: question, temperature: 0.2, max_tokens: 30 }
+}
+
+/// The title that the answer makes; [`UNTITLED`] if it makes none.
+pub(super) fn title(answer: &str) -> String {
+    let title = tidy(answer);
+    if title.is_empty() { UNTITLED.to_owned() } else { title }
 }
 
 /// The first line with words, without the quotation marks that models like to put around a title, and without

@@ -75,6 +75,8 @@ struct Shared {
     /// Names this process among those that write.
     writer: String,
     gathered: Mutex<Gathered>,
+    /// Held while a batch is written: of two at once, the slower would forget what the faster has sent since.
+    writing: tokio::sync::Mutex<()>,
 }
 
 type Key = (Owner, String, Outcome, bool);
@@ -91,7 +93,12 @@ impl UsageRecorder {
     #[must_use]
     pub fn new(conversations: Conversations) -> Self {
         let writer = Uuid::new_v4().to_string();
-        Self(Arc::new(Shared { conversations, writer, gathered: Mutex::default() }))
+        Self(Arc::new(Shared {
+            conversations,
+            writer,
+            gathered: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
+        }))
     }
 
     /// Counts one request.
@@ -130,6 +137,7 @@ impl UsageRecorder {
     /// # Errors
     /// The database cannot be written. What was gathered is kept for the next time.
     pub async fn flush(&self) -> Result<(), StoreError> {
+        let _writing = self.0.writing.lock().await;
         loop {
             let batch = {
                 let mut gathered = self.gathered();

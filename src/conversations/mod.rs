@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Every conversation belongs to its owner, and every query names the owner: another's conversation does not exist. A
-//! write is acknowledged when it is durable, and is there wholly or not at all. [`queries`] has each query once, for
+//! write is acknowledged when it is durable, and is there wholly or not at all. `queries` has each query once, for
 //! both databases.
 
 mod database;

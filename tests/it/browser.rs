@@ -59,9 +59,9 @@ async fn swagger_shows_the_documents_example_of_every_answer() {
                 assert_eq!(text.trim(), content["example"].as_str().expect("text").trim(), "{status} of {operation:?}");
                 continue;
             }
-            let schema = content["schema"]["$ref"].as_str().expect("a named schema").trim_start_matches('#');
+            let schema = content["schema"]["$ref"].as_str().map(|name| name.trim_start_matches('#'));
             let own = content.get("example").or_else(|| content["examples"].as_object()?.values().next()?.get("value"));
-            let expected = own.or_else(|| document.pointer(schema)?.get("example"));
+            let expected = own.or_else(|| document.pointer(schema?)?.get("example"));
             let text: Value = serde_json::from_str(text).expect("JSON");
             assert_eq!(Some(&text), expected, "{status} of {operation:?}");
         }
@@ -109,6 +109,40 @@ async fn try_it_out_on_post_chat_works_with_the_pages_own_example() {
     assert_eq!(seen[0].body["model"], example["model"]);
     assert_eq!(seen[0].body["temperature"], example["temperature"]);
     assert_eq!(seen[0].body["max_tokens"], example["max_tokens"]);
+    assert_stayed_inside(&browser, &app.url("/")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs chromium and chromium-driver; run by make test"]
+async fn authorize_makes_try_it_out_work_where_callers_need_a_key() {
+    let upstream = ScriptedUpstream::start().await;
+    let key = "canary-key-of-alice-1f6c";
+    let app = TestApp::start_from(&upstream.base_url, &[("API_KEYS", &format!("alice:{key}"))]).await;
+    let operations = operations(&app).await;
+    let chat = operations.iter().find(|operation| operation.method == "POST" && operation.path == "/chat");
+    let block = chat.expect("POST /chat").swagger_block();
+    let browser = Browser::start().await;
+    browser.goto(&app.url("/docs")).await;
+    browser.click(&format!("{block} .opblock-summary-control")).await;
+    let live = live_response(&block);
+    let execute = async || {
+        browser.click(&format!("{block} .execute")).await;
+        browser.wait_for(&format!("{live}.status")).await;
+        browser.script(&format!("return {live}.status")).await
+    };
+    assert_eq!(execute().await, "401");
+    let errors = browser.console_errors().await;
+    assert!(errors.iter().all(|error| error.contains("401 (Unauthorized)")), "{errors:#?}");
+
+    browser.click(".btn.authorize").await;
+    browser.type_into("#auth-bearer-value", key).await;
+    browser.click(".auth-container:has(#auth-bearer-value) button.authorize").await;
+    browser.click(".auth-container:has([aria-label=\"Remove authorization\"]) button.btn-done").await;
+    // What is shown of the first answer goes before the second is asked for.
+    browser.click(&format!("{block} .btn-clear")).await;
+    browser.wait_for(&format!("!{live}.status")).await;
+    assert_eq!(execute().await, "200");
+    assert_eq!(upstream.seen().len(), 1);
     assert_stayed_inside(&browser, &app.url("/")).await;
 }
 

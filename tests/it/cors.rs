@@ -72,3 +72,50 @@ async fn errors_may_be_read_by_pages_too() {
         assert_eq!(answer.header("access-control-allow-origin"), Some("*"));
     }
 }
+
+#[tokio::test]
+async fn a_preflight_needs_no_key_and_opens_no_private_network() {
+    let upstream = ScriptedUpstream::start().await;
+    let keys = [("API_KEYS", "alice:canary-key-of-alice-1f6c"), ("CORS_ALLOW_ORIGINS", "https://a.example")];
+    let app = TestApp::start_from(&upstream.base_url, &keys).await;
+    let headers = [
+        ("origin", "https://a.example"),
+        ("access-control-request-method", "POST"),
+        ("access-control-request-headers", "authorization"),
+        ("access-control-request-private-network", "true"),
+    ];
+    let asked = app.request(Method::OPTIONS, "/chat", &headers, Vec::new()).await;
+    assert_eq!((asked.status.as_u16(), asked.header("access-control-allow-origin")), (200, Some("https://a.example")));
+    assert_eq!(asked.header("access-control-allow-private-network"), None);
+    let refused = app.request(Method::POST, "/chat", &headers[..1], Vec::new()).await;
+    refused.error(401);
+    assert_eq!(refused.header("access-control-allow-origin"), Some("https://a.example"), "the page may read why");
+}
+
+#[tokio::test]
+async fn with_a_list_every_answer_tells_caches_that_it_depends_on_the_page() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_from(&upstream.base_url, &[("CORS_ALLOW_ORIGINS", "https://a.example")]).await;
+    for headers in [&[][..], &[("origin", "https://a.example")], &[("origin", "https://b.example")]] {
+        for path in ["/", "/nope"] {
+            let answer = app.request(Method::GET, path, headers, Vec::new()).await;
+            let vary = answer.header("vary").unwrap_or_else(|| panic!("{headers:?} {path}")).to_lowercase();
+            assert!(vary.contains("origin"), "{vary}");
+            let allowed = answer.header("access-control-allow-origin");
+            assert_eq!(allowed.is_some(), headers.contains(&("origin", "https://a.example")), "{headers:?}");
+        }
+    }
+    let any = TestApp::start(&upstream.base_url).await;
+    assert_eq!(any.get("/").await.header("vary"), None, "there every page gets the same");
+}
+
+#[tokio::test]
+async fn options_that_is_no_preflight_is_answered_by_the_route() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    for headers in [&[][..], &[("origin", "https://a.example")], &[("access-control-request-method", "POST")]] {
+        let answer = app.request(Method::OPTIONS, "/chat", headers, Vec::new()).await;
+        answer.error(405);
+        assert_eq!(answer.header("allow"), Some("POST"), "{headers:?}");
+    }
+}

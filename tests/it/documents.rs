@@ -62,6 +62,27 @@ async fn every_operation_has_a_summary_examples_and_its_errors() {
 }
 
 #[tokio::test]
+async fn whoever_reads_the_document_learns_which_routes_need_a_key_and_what_they_answer_without() {
+    let document = document().await;
+    let schemes = &document["components"]["securitySchemes"];
+    assert_eq!((&schemes["bearer"]["type"], &schemes["bearer"]["scheme"]), (&"http".into(), &"bearer".into()));
+    for (name, operation) in operations(&document) {
+        let needs = |scheme: &str| serde_json::json!({scheme: []});
+        let expected = match name.as_str() {
+            "get /" | "get /health" => Value::Null,
+            "get /chat/stream/{stream_id}" | "delete /chat/stream/{stream_id}" => {
+                Value::Array(vec![needs("bearer"), needs("ticket")])
+            }
+            _ => Value::Array(vec![needs("bearer")]),
+        };
+        assert_eq!(operation["security"], expected, "{name}");
+        for status in ["401", "403", "429", "503"] {
+            assert_eq!(operation["responses"].get(status).is_some(), !expected.is_null(), "{name} {status}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_example_request_is_accepted() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start(&upstream.base_url).await;
@@ -83,6 +104,13 @@ async fn the_pages_and_their_files_come_from_the_service() {
         for file in named {
             assert_eq!(app.get(file).await.status, 200, "{file}");
         }
+    }
+    for page in ["/docs", "/redoc"] {
+        let policy = app.get(page).await.header("content-security-policy").unwrap().to_owned();
+        for part in ["default-src 'none'", "script-src 'self';", "connect-src 'self'", "frame-ancestors 'none'"] {
+            assert!(policy.contains(part), "{policy}");
+        }
+        assert!(!policy.contains("script-src 'self' ") && !policy.contains("http"), "{policy}");
     }
     let script = app.get("/redoc/redoc.standalone.js").await.text();
     assert!(script.len() > 500_000, "the whole script");

@@ -17,6 +17,7 @@
 
 mod support;
 
+mod access;
 mod awkward_bytes;
 mod browser;
 mod browser_streams;
@@ -34,6 +35,7 @@ mod logs;
 mod models;
 mod parameters;
 mod process;
+mod raw_http;
 mod readme;
 mod request_ids;
 mod shutdown;

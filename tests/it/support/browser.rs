@@ -97,10 +97,20 @@ impl Browser {
 
     /// Waits for the element and clicks where it is, as a person does: what is covered or hidden cannot be clicked.
     pub async fn click(&self, css: &str) {
+        let element = self.element(css).await;
+        self.call(Method::POST, &format!("/element/{element}/click"), &json!({})).await;
+    }
+
+    /// Waits for the element and types there.
+    pub async fn type_into(&self, css: &str, text: &str) {
+        let element = self.element(css).await;
+        self.call(Method::POST, &format!("/element/{element}/value"), &json!({"text": text})).await;
+    }
+
+    async fn element(&self, css: &str) -> String {
         self.wait_for(&format!("document.querySelector({})", json!(css))).await;
         let found = self.call(Method::POST, "/element", &json!({"using": "css selector", "value": css})).await;
-        let element = found[ELEMENT].as_str().expect("an element");
-        self.call(Method::POST, &format!("/element/{element}/click"), &json!({})).await;
+        found[ELEMENT].as_str().expect("an element").to_owned()
     }
 
     /// The errors on the console since the last call: of scripts, of loads, of policies.

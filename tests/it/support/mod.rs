@@ -12,7 +12,10 @@ use ai_service::{
     config::{Config, Variables},
     server::App,
 };
-use reqwest::{Method, Response, StatusCode, header::HeaderMap};
+use reqwest::{
+    Method, Response, StatusCode,
+    header::{HeaderMap, HeaderName},
+};
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -70,6 +73,29 @@ impl TestApp {
         let served = tokio::spawn(app.serve(listener, shutdown.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
         Self { address, client, shutdown, served: Some(served) }
+    }
+
+    /// The service as these variables have it, with those that every test starts from.
+    pub async fn start_from(upstream: &Url, pairs: &[(&str, &str)]) -> Self {
+        let mut all = variables(upstream);
+        all.extend(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let config = Config::from_variables(&all, false).expect("a valid configuration");
+        Self::start_with(upstream, |usual| *usual = config).await
+    }
+
+    /// The same service, asked with that token every time.
+    pub fn asked_by(&self, token: &str) -> Self {
+        self.asked_with(&[("authorization", &format!("Bearer {token}"))])
+    }
+
+    /// The same service, asked with these headers every time.
+    pub fn asked_with(&self, headers: &[(&'static str, &str)]) -> Self {
+        let headers =
+            headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().expect("ASCII")));
+        let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).default_headers(headers.collect());
+        let client = client.build().expect("a client");
+        // Dropping this one stops nothing.
+        Self { address: self.address, client, shutdown: CancellationToken::new(), served: None }
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -166,6 +192,16 @@ impl Answer {
         let (status, headers) = (response.status(), response.headers().clone());
         let body = response.bytes().await.expect("a whole body").to_vec();
         Self { status, headers, body }
+    }
+
+    /// Everything that tells this answer from another: not the request's own name, nor the time.
+    pub fn essence(&self) -> (u16, BTreeMap<String, String>, String) {
+        let id = self.header("x-request-id").expect("an id").to_owned();
+        let body = String::from_utf8_lossy(&self.body).replace(&id, "(request id)");
+        let own = ["x-request-id", "date"];
+        let headers = self.headers.iter().filter(|(name, _)| !own.contains(&name.as_str()));
+        let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().expect("ASCII").to_owned()));
+        (self.status.as_u16(), headers.collect(), body)
     }
 
     pub fn text(&self) -> String {

@@ -1,0 +1,311 @@
+//! The layer that stands before every route: who calls, from where, how much, and whether there is room at all.
+//!
+//! Deny by default: a route is private unless it stands in [`policy`]. What is decided here is decided by the route that
+//! the router itself would take, never by anything a header says about the address.
+//!
+//! | order | question | answer |
+//! |---|---|---|
+//! | 1 | is there room? | 503, `Retry-After` |
+//! | 2 | is the address let in? | 403 |
+//! | 3 | has it failed to authenticate too often? | 403, `Retry-After` |
+//! | 4 | who is it? | 401 |
+//! | 5 | has the caller requests left? | 429, `Retry-After` |
+
+mod head;
+mod room;
+mod standing;
+
+pub(crate) use head::{Policy, policy};
+pub(crate) use standing::{RECONNECTS, names as standing_names, requests_quota, tokens_quota};
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, atomic::AtomicUsize},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    http::{Method, Request},
+    response::{IntoResponse, Response},
+};
+use tower::{Layer, Service};
+
+use crate::{
+    access::{AddressKey, AddressRules, Authenticator, Denied, Failures, Tickets, Verdict},
+    api::error::ApiError,
+    chat::Caller,
+    config::{Access, RateLimits},
+    ids::{Owner, StreamId},
+    limits::{Quota, RateLimiter, Standing},
+};
+use head::Head;
+use room::{Guarding, InFlight};
+use standing::tell;
+
+/// What a caller waits when there is no room: others are answered meanwhile.
+const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// What the guard decides by.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    authenticator: Authenticator,
+    addresses: AddressRules,
+    failures: Failures,
+    tickets: Arc<Tickets>,
+    limiter: Arc<dyn RateLimiter>,
+    requests: Option<Quota>,
+    tokens: Option<Quota>,
+    max_in_flight: usize,
+    /// Whether there is anything to decide besides room: with nothing configured the service is open, as the original.
+    is_active: bool,
+}
+
+impl Rules {
+    pub(crate) fn new(
+        access: &Access,
+        limits: &RateLimits,
+        limiter: Arc<dyn RateLimiter>,
+        tickets: Arc<Tickets>,
+    ) -> Self {
+        let authenticator = Authenticator::new(access);
+        let has_addresses = !access.blocked.is_empty() || !access.allowed.is_empty();
+        let is_active = has_addresses || !authenticator.is_open() || limits.needs_callers();
+        Self {
+            authenticator,
+            addresses: AddressRules::new(access),
+            failures: Failures::default(),
+            tickets,
+            limiter,
+            requests: requests_quota(limits),
+            tokens: tokens_quota(limits),
+            max_in_flight: limits.in_flight,
+            is_active,
+        }
+    }
+
+    /// Whether nobody is told apart.
+    pub(crate) fn is_open(&self) -> bool {
+        self.authenticator.is_open()
+    }
+
+    /// How often one stream may be read again, if that is counted.
+    pub(crate) fn reconnects(&self) -> Option<Quota> {
+        self.is_active.then_some(RECONNECTS)
+    }
+}
+
+/// Puts [`Guard`] around a service.
+#[derive(Clone, Debug)]
+pub(crate) struct GuardLayer {
+    rules: Arc<Rules>,
+    routes: Arc<matchit::Router<Policy>>,
+    in_flight: Arc<AtomicUsize>,
+}
+
+impl GuardLayer {
+    /// `paths` as axum writes them.
+    pub(crate) fn new(rules: Rules, paths: &[String]) -> Self {
+        let mut routes = matchit::Router::new();
+        for path in paths {
+            // One that is refused here is private, like every path without a route.
+            let _ = routes.insert(path.as_str(), policy(path));
+        }
+        Self { rules: Arc::new(rules), routes: Arc::new(routes), in_flight: Arc::default() }
+    }
+}
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { inner, guard: self.clone(), peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED) }
+    }
+}
+
+/// The layer's service.
+#[derive(Clone, Debug)]
+pub(crate) struct Guard<S> {
+    inner: S,
+    guard: GuardLayer,
+    /// Whose connection this is for.
+    peer: IpAddr,
+}
+
+impl<S> Guard<S> {
+    /// For the connection of this peer.
+    pub(crate) fn set_peer(&mut self, peer: IpAddr) {
+        self.peer = peer;
+    }
+}
+
+/// Who calls; handlers find it in the request's extensions.
+#[derive(Clone, Debug)]
+pub(crate) enum Identity {
+    Known(Caller),
+    /// Whoever has the ticket of this stream, and of nothing else.
+    TicketHolder(StreamId),
+}
+
+/// Who was told from others, and how many requests that leaves it.
+#[derive(Debug)]
+struct Pass {
+    who: Identity,
+    requests: Option<Standing>,
+}
+
+/// A request that goes no further.
+#[derive(Debug)]
+struct Refusal {
+    error: ApiError,
+    /// There where the caller is known.
+    pass: Option<Pass>,
+}
+
+impl From<ApiError> for Box<Refusal> {
+    fn from(error: ApiError) -> Self {
+        Self::new(Refusal { error, pass: None })
+    }
+}
+
+impl GuardLayer {
+    /// Everything but the room, in the order of the table. `None`: everybody may.
+    async fn admit(&self, head: &Head, peer: IpAddr) -> Result<Option<Pass>, Box<Refusal>> {
+        let rules = &*self.rules;
+        let address = rules.addresses.caller(peer, head.forwarded());
+        if rules.addresses.judge(address) == Verdict::Blocked {
+            return Err(ApiError::AddressBlocked { retry_after: None }.into());
+        }
+        if head.policy == Policy::Public {
+            return Ok(None);
+        }
+        let key = AddressKey::of(address);
+        if let Some(left) = rules.failures.blocked(key) {
+            return Err(ApiError::AddressBlocked { retry_after: Some(left) }.into());
+        }
+        match self.identify(head, key) {
+            Ok(who) => self.count(head, who).await.map(Some),
+            Err(denied) => {
+                // Whoever brings nothing tries nothing out.
+                if denied == Denied::Invalid && rules.failures.count(key) {
+                    tracing::warn!(address = key.name(), "blocked for failing to authenticate too often");
+                }
+                Err(ApiError::Unauthorized.into())
+            }
+        }
+    }
+
+    /// Who calls.
+    fn identify(&self, head: &Head, key: AddressKey) -> Result<Identity, Denied> {
+        let rules = &*self.rules;
+        if rules.is_open() {
+            return Ok(Identity::Known(Caller { owner: Owner::default(), who: key.name().into() }));
+        }
+        let by_token = |owner: Owner| Identity::Known(Caller { who: owner.as_str().into(), owner });
+        match rules.authenticator.authenticate(head.authorization()) {
+            Err(Denied::Missing) => {}
+            known => return known.map(by_token),
+        }
+        match head.policy {
+            Policy::Socket => match head.protocol_token() {
+                Some(token) => rules.authenticator.owner_of(token).map(by_token),
+                None => Err(Denied::Missing),
+            },
+            Policy::Stream => match (&head.ticket, head.stream) {
+                (Some(ticket), Some(id)) if rules.tickets.is_for(ticket, id) => Ok(Identity::TicketHolder(id)),
+                (Some(_), _) => Err(Denied::Invalid),
+                (None, _) => Err(Denied::Missing),
+            },
+            Policy::Public | Policy::Private => Err(Denied::Missing),
+        }
+    }
+
+    /// Counts the request against the caller's limits. A limiter that is away lets everybody through: it protects the
+    /// purse, not the data.
+    async fn count(&self, head: &Head, who: Identity) -> Result<Pass, Box<Refusal>> {
+        let Rules { limiter, requests, .. } = &*self.rules;
+        let name: Arc<str> = match &who {
+            Identity::Known(caller) => Arc::clone(&caller.who),
+            Identity::TicketHolder(id) => format!("ticket:{id}").into(),
+        };
+        // Reading is not limited; reading the same again and again is.
+        let read = head.stream.filter(|_| head.policy == Policy::Stream && head.method == Method::GET);
+        let again = match read {
+            Some(id) => limiter.take(&format!("{name} {id}"), RECONNECTS, 1).await.ok(),
+            None => None,
+        };
+        let requests = match requests {
+            Some(quota) => limiter.take(&name, *quota, u64::from(read.is_none())).await.ok(),
+            None => None,
+        };
+        let pass = Pass { who, requests };
+        match [again, requests].into_iter().flatten().find(|standing| !standing.is_allowed) {
+            Some(standing) => Err(Box::new(Refusal { error: ApiError::OverRequests { standing }, pass: Some(pass) })),
+            None => Ok(pass),
+        }
+    }
+
+    /// Says in the answer where the caller stands. Whoever has a ticket is no caller.
+    async fn tell_standing(&self, pass: &Pass, response: &mut Response) {
+        let Identity::Known(caller) = &pass.who else { return };
+        let Rules { limiter, requests, tokens, .. } = &*self.rules;
+        if let (Some(quota), Some(standing)) = (requests, &pass.requests) {
+            tell(response.headers_mut(), *quota, standing);
+        }
+        if let Some(quota) = tokens
+            && let Ok(standing) = limiter.take(&caller.who, *quota, 0).await
+        {
+            tell(response.headers_mut(), *quota, &standing);
+        }
+    }
+}
+
+impl<S, B> Service<Request<B>> for Guard<S>
+where
+    S: Service<Request<B>, Response = Response, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Guarding<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let GuardLayer { rules, routes, in_flight } = &self.guard;
+        let place = InFlight::enter(in_flight, rules.max_in_flight);
+        if place.is_none() && routes.at(request.uri().path()).map_or(true, |found| *found.value != Policy::Public) {
+            return Guarding::refused(ApiError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
+        }
+        if !rules.is_active {
+            return Guarding::open(self.inner.call(request), place);
+        }
+        let head = Head::of(&request, routes);
+        // The one that is ready goes with the request, as tower asks for.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        let (guard, peer) = (self.guard.clone(), self.peer);
+        let answer = async move {
+            let (mut response, pass) = match guard.admit(&head, peer).await {
+                Ok(pass) => {
+                    let mut request = request;
+                    if let Some(pass) = &pass {
+                        request.extensions_mut().insert(pass.who.clone());
+                    }
+                    let Ok(response) = inner.call(request).await;
+                    (response, pass)
+                }
+                Err(refusal) => (refusal.error.into_response(), refusal.pass),
+            };
+            if let Some(pass) = &pass {
+                guard.tell_standing(pass, &mut response).await;
+            }
+            response
+        };
+        Guarding::guarded(Box::pin(answer), place)
+    }
+}

@@ -1,0 +1,147 @@
+//! Addresses: whose are let in, whose word on them counts, and who fails too often.
+
+use reqwest::Method;
+use serde_json::json;
+
+use super::{ALICE, KEYS};
+use crate::support::{ScriptedUpstream, TestApp};
+
+async fn start(pairs: &[(&str, &str)]) -> (ScriptedUpstream, TestApp) {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_from(&upstream.base_url, pairs).await;
+    (upstream, app)
+}
+
+/// What a caller of that address gets, who comes through the proxy on this machine.
+async fn status(app: &TestApp, forwarded: &[&str], path: &str) -> u16 {
+    let headers: Vec<_> = forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect();
+    app.request(Method::GET, path, &headers, Vec::new()).await.status.as_u16()
+}
+
+#[tokio::test]
+async fn callers_behind_a_trusted_proxy_are_told_apart_and_one_network_of_ipv6_is_one() {
+    let pairs = [
+        ("RATE_LIMIT_REQUESTS_PER_MINUTE", "1"),
+        ("RATE_LIMIT_BURST", "1"),
+        ("TRUSTED_PROXIES", "127.0.0.1, 10.0.0.0/8"),
+    ];
+    let (_upstream, app) = start(&pairs).await;
+    for (forwarded, expected) in [
+        (&["203.0.113.7"][..], 200),
+        (&["203.0.113.7"], 429),
+        (&["203.0.113.8"], 200),
+        // Only the rightmost that no proxy of ours is was seen by one of ours.
+        (&["198.51.100.1, 203.0.113.7"], 429),
+        (&["203.0.113.9, 203.0.113.7, 10.0.0.2"], 429),
+        (&["203.0.113.9", "203.0.113.7", "10.0.0.2"], 429),
+        (&["203.0.113.7, 10.1.2.3, 10.0.0.2"], 429),
+        (&["2001:db8:1:2::1"], 200),
+        (&["2001:db8:1:2:ffff::9"], 429),
+        (&["[2001:db8:1:2::7]:443"], 429),
+        (&["2001:db8:1:3::1"], 200),
+        (&["::ffff:203.0.113.8"], 429),
+        // What cannot be read was written by the proxy itself, for all that is known.
+        (&["unknown"], 200),
+        (&["fe80::1%eth0"], 429),
+        (&[""], 429),
+        (&[], 429),
+    ] {
+        assert_eq!(status(&app, forwarded, "/models").await, expected, "{forwarded:?}");
+    }
+    let hops = vec!["10.0.0.1"; 1000].join(", ");
+    assert_eq!(status(&app, &[&hops], "/models").await, 200);
+    // That other header is nobody's business.
+    let headers = [("forwarded", "for=203.0.113.99"), ("x-real-ip", "203.0.113.99")];
+    app.request(Method::GET, "/models", &headers, Vec::new()).await.error(429);
+}
+
+#[tokio::test]
+async fn nobody_else_is_believed() {
+    let (_upstream, app) = start(&[("RATE_LIMIT_REQUESTS_PER_MINUTE", "1"), ("RATE_LIMIT_BURST", "2")]).await;
+    for (n, expected) in [200, 200, 429, 429].into_iter().enumerate() {
+        assert_eq!(status(&app, &[&format!("203.0.113.{n}")], "/models").await, expected);
+    }
+}
+
+#[tokio::test]
+async fn blocked_addresses_get_403_on_every_route_and_a_good_key_does_not_help() {
+    let pairs = [
+        ("API_KEYS", KEYS),
+        ("TRUSTED_PROXIES", "127.0.0.1"),
+        ("BLOCKED_IPS", "203.0.113.0/28, 2001:db8::/32"),
+        ("ALLOWED_IPS", "203.0.113.0/24, 2001:db8::/31, 127.0.0.1"),
+    ];
+    let (_upstream, app) = start(&pairs).await;
+    for (address, is_allowed) in [
+        ("203.0.113.15", false),
+        ("203.0.113.16", true),
+        ("2001:db8:ffff::1", false),
+        ("2001:db9::1", true),
+        ("198.51.100.1", false),
+        ("::ffff:203.0.113.1", false),
+        ("127.0.0.1", true),
+    ] {
+        let bearer = format!("Bearer {ALICE}");
+        let caller = app.asked_with(&[("x-forwarded-for", address), ("authorization", &bearer)]);
+        for path in ["/", "/health", "/models", "/docs", "/nope"] {
+            let answer = caller.get(path).await;
+            let expected = match path {
+                _ if !is_allowed => 403,
+                "/nope" => 404,
+                _ => 200,
+            };
+            assert_eq!(answer.status, expected, "{address} {path}");
+            if !is_allowed {
+                let (detail, code) = answer.error(403);
+                let expected = ("this address is not allowed", "address_blocked");
+                assert_eq!((detail.as_str().unwrap(), code.as_str()), expected);
+                assert_eq!(answer.header("retry-after"), None, "waiting does not help");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_address_that_fails_twenty_times_is_not_listened_to_for_a_while() {
+    let (upstream, app) = start(&[("API_KEYS", KEYS), ("TRUSTED_PROXIES", "127.0.0.1")]).await;
+    let bearer = format!("Bearer {ALICE}");
+    let from = |address: &str, token: &str| app.asked_with(&[("x-forwarded-for", address), ("authorization", token)]);
+    // Whoever brings nothing tries nothing out.
+    for _ in 0..30 {
+        assert_eq!(status(&app, &["203.0.113.7"], "/models").await, 401);
+    }
+    for n in 0..20 {
+        from("203.0.113.7", &format!("Bearer guess-{n}")).get("/models").await.error(401);
+    }
+    let blocked = from("203.0.113.7", &bearer).post("/chat", &json!({"message": "x"})).await;
+    assert_eq!(blocked.error(403).1, "address_blocked");
+    let wait: u64 = blocked.header("retry-after").unwrap().parse().unwrap();
+    assert!((580..=600).contains(&wait), "{wait}");
+    assert!(upstream.seen().is_empty());
+    assert_eq!(from("203.0.113.7", "").get("/health").await.status, 200, "what is public stays so");
+    assert_eq!(from("203.0.113.8", &bearer).get("/models").await.status, 200, "others are not meant");
+    assert_eq!(app.asked_by(ALICE).get("/models").await.status, 200);
+
+    // Any of a network of IPv6, by header, ticket or protocol.
+    for n in 0..20 {
+        let caller = from(&format!("2001:db8::{n:x}"), if n % 2 == 0 { "Bearer guess" } else { "Basic x" });
+        caller.get("/models").await.error(401);
+    }
+    from("2001:db8::ffff:1", &bearer).get("/models").await.error(403);
+    assert_eq!(from("2001:db8:0:1::1", &bearer).get("/models").await.status, 200);
+    for _ in 0..20 {
+        let path = "/chat/stream/3e458467-c21f-4429-a90d-e0d2f496e3b2?ticket=guess";
+        assert_eq!(status(&app, &["203.0.113.10"], path).await, 401);
+    }
+    from("203.0.113.10", &bearer).get("/models").await.error(403);
+}
+
+#[tokio::test]
+async fn what_is_asked_twenty_times_and_refused_for_other_reasons_blocks_nobody() {
+    let (_upstream, app) = start(&[("API_KEYS", KEYS), ("RATE_LIMIT_REQUESTS_PER_MINUTE", "1")]).await;
+    let alice = app.asked_by(ALICE);
+    for _ in 0..30 {
+        alice.get("/nope").await;
+    }
+    alice.get("/nope").await.error(429);
+}

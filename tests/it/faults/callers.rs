@@ -66,11 +66,15 @@ pub const ROWS: &[Row] = &[
         &["a_caller_who_closes_his_half_is_taken_for_gone"],
         "It counts as gone",
     ),
-    super::awaited(
+    noted(
         "C10",
         "The same stream is read again and again",
-        &["a_page_that_closes_its_event_source_at_the_end_asks_no_more"],
-        "429 for more than 30 times a minute, where callers are told apart (`access`)",
+        &[
+            "reading_a_stream_is_no_request_and_a_storm_of_reading_is_refused",
+            "reading_again_and_again_over_a_socket_is_a_storm_too",
+            "no_other_spelling_of_a_streams_address_gets_around_the_storms_limit",
+        ],
+        "Only where something of the guard's is configured",
     ),
     shown(
         "C11",
@@ -115,14 +119,15 @@ pub const ROWS: &[Row] = &[
         "Stopping and ending at the same moment",
         &["every_random_stream_keeps_the_invariants", "an_append_needs_the_right_last_entry_and_a_running_stream"],
     ),
-    super::awaited(
+    noted(
         "C18",
         "A stream that is unknown, expired or another's",
         &[
+            "anothers_stream_is_unknown_running_and_ended",
             "a_stream_that_does_not_exist_is_a_404_whatever_it_is_called",
             "after_its_time_an_ended_stream_is_gone_and_a_running_one_is_not",
         ],
-        "another caller's is the same 404 (`access`)",
+        "404 for all of them, never 410",
     ),
     shown(
         "C19",

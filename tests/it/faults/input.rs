@@ -102,7 +102,14 @@ pub const MESSAGES: &[Row] = &[
         ],
     ),
     shown("36", "More than the model takes", &["every_status_of_the_upstream_has_its_place_in_the_table"]),
-    shown("37", "Markup and scripts", &["markup_is_answered_as_json_that_nobody_takes_for_a_page"]),
+    shown(
+        "37",
+        "Markup and scripts",
+        &[
+            "markup_is_answered_as_json_that_nobody_takes_for_a_page",
+            "every_answer_says_what_it_is_and_may_stand_in_no_frame",
+        ],
+    ),
     shown("38", "Text that looks like an event, or like `[DONE]`", &[ANY_TEXT]),
 ];
 
@@ -144,7 +151,14 @@ pub const PATHS: &[Row] = &[
         &["a_conversation_id_is_made_of_harmless_characters"],
         "over HTTP (`conversations`)",
     ),
-    awaited("53", "Another caller's conversation", &[], "`conversations` or `access`"),
+    shown(
+        "53",
+        "Another caller's conversation",
+        &[
+            "anothers_conversation_is_unknown_on_every_route",
+            "a_stopped_stream_of_anothers_conversation_is_kept_by_its_owner",
+        ],
+    ),
     awaited(
         "54",
         "An id in two cases or normal forms",
@@ -178,23 +192,48 @@ pub const HTTP: &[Row] = &[
         &["head_is_answered_like_get_without_a_body", "head_is_no_reader"],
         "A stream answers 405 and is not read",
     ),
-    awaited("61", "OPTIONS from no page", &[], "`access`"),
-    awaited(
+    shown("61", "OPTIONS from no page", &["options_that_is_no_preflight_is_answered_by_the_route"]),
+    shown(
         "62",
         "TRACE, CONNECT, and methods that are none",
-        &["unknown_paths_and_wrong_methods_get_the_originals_answers"],
-        "CONNECT, and a method of a kilobyte (`access`)",
+        &[
+            "other_methods_are_405_and_no_header_makes_one_method_or_path_another",
+            "unknown_paths_and_wrong_methods_get_the_originals_answers",
+        ],
     ),
-    awaited(
+    shown(
         "63",
         "No host, two, or one that is none",
-        &["a_host_is_a_name_or_an_address_with_or_without_a_port"],
-        "over a raw connection (`access`)",
+        &["there_is_exactly_one_host_and_it_could_be_one", "a_host_is_a_name_or_an_address_with_or_without_a_port"],
     ),
-    awaited("64", "Two lengths of a body, and malformed ones", &[], "`access`"),
-    awaited("65", "Line ends, folds and spaces where none may be", &[], "`access`"),
-    awaited("66", "A request behind a malformed one", &[], "`access`"),
-    shown("67", "Too many headers, or too large", &["heads_are_bounded_in_size_and_number"]),
+    noted(
+        "64",
+        "Two lengths of a body, and malformed ones",
+        &[
+            "a_body_has_one_length_or_the_connection_ends_with_a_400",
+            "of_a_length_and_chunks_the_chunks_count_and_the_connection_ends",
+        ],
+        "Of a length and chunks hyper takes the chunks, answers once and closes",
+    ),
+    noted(
+        "65",
+        "Line ends, folds and spaces where none may be",
+        &["lines_are_lines"],
+        "A bare line feed ends a line, as RFC 9112 allows",
+    ),
+    shown(
+        "66",
+        "A request behind a malformed one",
+        &[
+            "behind_an_error_in_the_body_nothing_is_read_and_behind_others_everything_is",
+            "a_body_has_one_length_or_the_connection_ends_with_a_400",
+        ],
+    ),
+    shown(
+        "67",
+        "Too many headers, too large ones, an address too long",
+        &["heads_and_addresses_have_a_measure", "heads_are_bounded_in_size_and_number"],
+    ),
     noted("68", "Floods that HTTP/2 allows for", &[], "HTTP/2 is not spoken towards callers"),
     shown(
         "69",
@@ -204,7 +243,7 @@ pub const HTTP: &[Row] = &[
             "a_page_that_is_not_in_the_list_gets_no_socket",
         ],
     ),
-    awaited("70", "TLS, SSH or noise on the port", &[], "`access`"),
+    shown("70", "TLS, SSH or noise on the port", &["what_is_no_http_ends_the_connection_and_says_nothing_in_the_log"]),
     shown(
         "71",
         "Ranges, conditions and encodings asked of a stream",
@@ -213,7 +252,7 @@ pub const HTTP: &[Row] = &[
     shown(
         "72",
         "Headers that name another method or path",
-        &["headers_that_name_another_method_or_path_change_nothing"],
+        &["other_methods_are_405_and_no_header_makes_one_method_or_path_another"],
     ),
     shown(
         "73",
@@ -229,35 +268,50 @@ pub const HTTP: &[Row] = &[
 ];
 
 pub const ACCESS: &[Row] = &[
-    awaited(
+    shown(
         "75",
         "No key, a malformed one, two of them",
-        &["everything_else_is_refused", "a_key_names_its_caller_in_any_usual_spelling_of_the_header"],
-        "over HTTP: one fixed body (`access`)",
+        &[
+            "no_private_route_answers_without_good_credentials_and_every_refusal_is_the_same",
+            "a_header_of_no_text_is_401",
+            "the_scheme_may_be_written_in_any_case_and_followed_by_spaces",
+        ],
     ),
     noted(
         "76",
         "A key that is nearly right",
-        &["everything_else_is_refused"],
+        &[
+            "everything_else_is_refused",
+            "no_private_route_answers_without_good_credentials_and_every_refusal_is_the_same",
+        ],
         "Digests are compared, all of them, in constant time by aws-lc. No test of timing: it would measure the machine",
     ),
-    awaited(
+    shown(
         "77",
         "A key in the query",
-        &["keys_prompts_answers_and_queries_are_in_no_line"],
-        "it lets nobody in (`access`)",
+        &[
+            "no_private_route_answers_without_good_credentials_and_every_refusal_is_the_same",
+            "keys_prompts_answers_and_queries_are_in_no_line",
+            "the_same_request_again_gets_the_same_ticket_and_no_log_line_has_one",
+        ],
     ),
-    awaited(
+    shown(
         "78",
         "A ticket that is altered, another stream's, or of a stream that is gone",
-        &["a_ticket_is_for_one_stream_of_one_process"],
-        "over HTTP (`access`)",
+        &[
+            "a_ticket_opens_its_stream_and_nothing_else",
+            "a_ticket_is_worth_nothing_when_its_stream_is_gone_or_the_service_began_anew",
+            "a_ticket_is_for_one_stream_of_one_process",
+        ],
     ),
-    awaited(
+    shown(
         "79",
         "Every route without a key",
-        &["only_what_says_nothing_of_anybody_is_public"],
-        "over HTTP, for every route of the document (`access`)",
+        &[
+            "no_private_route_answers_without_good_credentials_and_every_refusal_is_the_same",
+            "what_is_no_route_is_private_too_and_no_other_spelling_of_a_route_is_public",
+            "only_what_says_nothing_of_anybody_is_public",
+        ],
     ),
     shown(
         "80",
@@ -275,11 +329,19 @@ pub const ACCESS: &[Row] = &[
         &["by_default_any_page_may_call_without_credentials"],
         "It cannot be configured: `*` is without credentials, a list is with them",
     ),
-    shown("83", "A page asks for leave into a private network", &["no_page_is_let_into_a_private_network"]),
+    shown(
+        "83",
+        "A page asks for leave into a private network",
+        &["a_preflight_needs_no_key_and_opens_no_private_network"],
+    ),
     shown(
         "84",
         "Forged addresses",
-        &["a_proxys_word_counts_as_far_as_it_is_trusted", "callers_are_counted_by_address_or_by_64_bits_of_it"],
+        &[
+            "nobody_else_is_believed",
+            "callers_behind_a_trusted_proxy_are_told_apart_and_one_network_of_ipv6_is_one",
+            "a_proxys_word_counts_as_far_as_it_is_trusted",
+        ],
     ),
     shown(
         "85",
@@ -289,23 +351,30 @@ pub const ACCESS: &[Row] = &[
             "a_million_addresses_take_bounded_memory_and_free_no_blocked_one",
         ],
     ),
-    awaited(
+    shown(
         "86",
         "More than a caller may ask for",
-        &["a_burst_is_given_at_once_and_then_as_much_as_comes_back"],
-        "429 with `Retry-After` over HTTP (`access`)",
+        &[
+            "a_burst_is_answered_then_429_and_after_the_time_that_was_told_again",
+            "one_more_than_may_run_is_refused_and_others_are_not",
+            "what_was_told_to_wait_is_enough",
+        ],
     ),
     noted(
         "87",
-        "Just at the limit, and across a minute's edge",
-        &["no_minute_gives_more_than_a_burst_and_what_comes_back", "what_was_reserved_is_corrected_by_what_was_used"],
+        "Just at the limit, at once, and across a minute's edge",
+        &[
+            "a_hundred_at_once_get_no_more_than_the_burst",
+            "no_minute_gives_more_than_a_burst_and_what_comes_back",
+            "what_was_reserved_is_corrected_by_what_was_used",
+        ],
         "Several instances give the whole limit each",
     ),
     noted(
         "88",
         "The same question from two callers",
-        &[],
-        "No answer is cached for another caller; idempotency keys are each caller's own",
+        &["a_key_for_repeating_is_each_callers_own"],
+        "No answer is cached for another caller",
     ),
     noted(
         "89",
@@ -328,5 +397,5 @@ pub const ACCESS: &[Row] = &[
         &["paths_that_match_nothing_are_not_repeated"],
         "No metrics yet; lines of the log name the route that matched",
     ),
-    shown("92", "The documents are there for everybody", &["the_documents_can_be_switched_off"]),
+    shown("92", "The documents are there for everybody", &["without_documents_there_is_no_sign_of_them"]),
 ];

@@ -73,11 +73,13 @@ pub const ROWS: &[Row] = &[
         &["ended_streams_expire_and_give_way_and_running_ones_do_neither"],
         "`cargo bench` measures what one takes",
     ),
-    awaited(
+    shown(
         "P15",
         "More requests than can be answered",
-        &[],
-        "503 `overloaded` at once, and `/health` still answers (`access`)",
+        &[
+            "beyond_the_room_there_is_503_at_once_and_what_is_public_still_answers",
+            "a_place_is_free_again_when_it_is_dropped_and_one_too_many_takes_none",
+        ],
     ),
     noted(
         "P16",

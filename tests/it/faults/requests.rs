@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ai_service::config::Docs;
 use reqwest::Method;
 use serde_json::json;
 use tokio::{
@@ -68,18 +67,6 @@ async fn queries_that_nobody_asked_for_change_nothing() {
 }
 
 #[tokio::test]
-async fn headers_that_name_another_method_or_path_change_nothing() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start(&upstream.base_url).await;
-    for name in ["x-http-method-override", "x-method-override", "x-original-url", "x-rewrite-url", "x-forwarded-prefix"]
-    {
-        let value = if name.ends_with("override") { "DELETE" } else { "/nope" };
-        let answer = app.request(Method::GET, "/models", &[(name, value)], Vec::new()).await;
-        assert_eq!(answer.status, 200, "{name}");
-    }
-}
-
-#[tokio::test]
 async fn a_stream_is_sent_as_it_is_whatever_else_is_asked_of_it() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start(&upstream.base_url).await;
@@ -97,29 +84,6 @@ async fn a_stream_is_sent_as_it_is_whatever_else_is_asked_of_it() {
         assert_eq!((answer.status.as_u16(), answer.text()), (200, plain.text()), "{name}");
         assert_eq!(answer.header("content-encoding"), None);
     }
-}
-
-#[tokio::test]
-async fn no_page_is_let_into_a_private_network() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start(&upstream.base_url).await;
-    let headers = [
-        ("origin", "https://evil.example"),
-        ("access-control-request-method", "POST"),
-        ("access-control-request-private-network", "true"),
-    ];
-    let answer = app.request(Method::OPTIONS, "/chat", &headers, Vec::new()).await;
-    assert_eq!(answer.header("access-control-allow-private-network"), None);
-}
-
-#[tokio::test]
-async fn the_documents_can_be_switched_off() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start_with(&upstream.base_url, |config| config.access.docs = Docs::Off).await;
-    for path in ["/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui.css", "/redoc/redoc.standalone.js"] {
-        app.get(path).await.error(404);
-    }
-    assert_eq!(app.get("/").await.status, 200);
 }
 
 /// The service with few descriptors, ended when it is dropped.

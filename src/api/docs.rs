@@ -236,8 +236,9 @@ const BEARER: &str = "bearer";
 /// The name of the scheme by which one stream is read and stopped.
 const TICKET: &str = "ticket";
 
-/// Says of every route who may call it, and what it answers to others: as the guard has it, which is what decides.
-pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi) {
+/// Says of every route who may call it, and what it answers to others: as the guard has it, which is what decides. If it
+/// `is_open`, who calls may be known, but need not be.
+pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi, is_open: bool) {
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer);
     let bearer =
         bearer.description(Some("An API key or a JSON Web Token. Where callers are not told apart, none is needed."));
@@ -248,11 +249,14 @@ pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi) {
     components.add_security_scheme(TICKET, SecurityScheme::ApiKey(ApiKey::Query(ticket)));
     let requirement = |name| SecurityRequirement::new::<_, [&str; 0], &str>(name, []);
     for (path, item) in &mut document.paths.paths {
-        let security = match policy(path) {
+        let mut security = match policy(path) {
             Policy::Public => continue,
             Policy::Private | Policy::Socket => vec![requirement(BEARER)],
             Policy::Stream => vec![requirement(BEARER), requirement(TICKET)],
         };
+        if is_open {
+            security.insert(0, SecurityRequirement::default());
+        }
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             operation.security = Some(security.clone());

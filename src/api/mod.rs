@@ -65,7 +65,7 @@ pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
         .merge(usage::router())
         .split_for_parts();
     let mut paths: Vec<_> = document.paths.paths.keys().cloned().collect();
-    docs::say_who_may_call(&mut document);
+    docs::say_who_may_call(&mut document, rules.is_open());
     let routes = if docs == Docs::On {
         paths.extend(docs::PATHS.map(str::to_owned));
         routes.merge(docs::router(&document))

@@ -1,5 +1,6 @@
 //! `/docs`, `/redoc` and `/openapi.json`, as far as no browser is needed.
 
+use ai_service::config::ApiKey;
 use serde_json::Value;
 
 use crate::support::{ScriptedUpstream, TestApp};
@@ -63,10 +64,18 @@ async fn every_operation_has_a_summary_examples_and_its_errors() {
 
 #[tokio::test]
 async fn whoever_reads_the_document_learns_which_routes_need_a_key_and_what_they_answer_without() {
-    let document = document().await;
-    let schemes = &document["components"]["securitySchemes"];
+    let upstream = ScriptedUpstream::start().await;
+    let keyed = TestApp::start_with(&upstream.base_url, |config| {
+        config.access.keys = vec![ApiKey::new("somebody", "a-key-of-sixteen-x")];
+    });
+    let document_with_keys = keyed.await.get("/openapi.json").await.json();
+    let open = document().await;
+    for (name, operation) in operations(&open).filter(|(_, operation)| !operation["security"].is_null()) {
+        assert_eq!(operation["security"][0], serde_json::json!({}), "{name}: nobody needs to be known");
+    }
+    let schemes = &document_with_keys["components"]["securitySchemes"];
     assert_eq!((&schemes["bearer"]["type"], &schemes["bearer"]["scheme"]), (&"http".into(), &"bearer".into()));
-    for (name, operation) in operations(&document) {
+    for (name, operation) in operations(&document_with_keys) {
         let needs = |scheme: &str| serde_json::json!({scheme: []});
         let expected = match name.as_str() {
             "get /" | "get /health" => Value::Null,

@@ -1,6 +1,6 @@
 //! What callers send.
 
-use super::{Row, awaited, noted, shown};
+use super::{Row, noted, shown};
 
 const PARITY: &str = "every_captured_body_gets_what_fastapi_gives";
 const CRASHED: &str = "what_crashed_the_original_is_refused_politely";
@@ -145,11 +145,13 @@ pub const PATHS: &[Row] = &[
     ),
     shown("50", "The nil UUID, and other versions", &["a_stream_that_does_not_exist_is_a_404_whatever_it_is_called"]),
     shown("51", "Slashes too many", &["unknown_paths_and_wrong_methods_get_the_originals_answers"]),
-    awaited(
+    shown(
         "52",
         "An id that would name a file",
-        &["a_conversation_id_is_made_of_harmless_characters"],
-        "over HTTP (`conversations`)",
+        &[
+            "a_conversations_id_names_no_file_and_stands_for_no_other",
+            "a_conversation_id_is_made_of_harmless_characters",
+        ],
     ),
     shown(
         "53",
@@ -159,11 +161,11 @@ pub const PATHS: &[Row] = &[
             "a_stopped_stream_of_anothers_conversation_is_kept_by_its_owner",
         ],
     ),
-    awaited(
+    noted(
         "54",
         "An id in two cases or normal forms",
-        &["a_conversation_id_is_made_of_harmless_characters"],
-        "two cases are two conversations (`conversations`)",
+        &["a_conversations_id_names_no_file_and_stands_for_no_other"],
+        "Two cases are two conversations; what is not ASCII is no id",
     ),
     shown(
         "55",

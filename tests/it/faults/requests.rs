@@ -86,6 +86,41 @@ async fn a_stream_is_sent_as_it_is_whatever_else_is_asked_of_it() {
     }
 }
 
+#[tokio::test]
+async fn a_conversations_id_names_no_file_and_stands_for_no_other() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    let message = |text: &str| json!([{"role": "user", "content": text}]);
+    // The last one is a device on some systems.
+    for id in ["trip", "Trip", "TRIP", "CON"] {
+        assert_eq!(app.put(&format!("/conversations/{id}"), &message(id)).await.status, 201, "{id}");
+    }
+    for id in ["trip", "Trip", "TRIP", "CON"] {
+        assert_eq!(app.get(&format!("/conversations/{id}/messages")).await.json()[0]["content"], id);
+    }
+    for (path, id) in [
+        ("..%2f..%2fetc%2fpasswd", "../../etc/passwd"),
+        ("..%5c..", "..\\.."),
+        ("....%2f%2f", "....//"),
+        ("%2fetc%2fpasswd", "/etc/passwd"),
+        ("C:", "C:"),
+        ("trip%00", "trip\0"),
+        ("trip%0a", "trip\n"),
+        ("tr%C3%ADp", "tríp"),
+        ("tri%CC%81p", "tri\u{301}p"),
+        ("%EF%BD%94rip", "ｔrip"),
+        ("%F0%9F%98%80", "😀"),
+        (&"x".repeat(300), &"x".repeat(300)),
+    ] {
+        let path = format!("/conversations/{path}");
+        assert_eq!(app.get(&path).await.error(404).1, "conversation_not_found", "{path}");
+        assert_eq!(app.put(&path, &message("x")).await.error(404).1, "conversation_not_found", "{path}");
+        assert_eq!(app.post("/conversations", &json!({"id": id})).await.error(422).1, "invalid_request", "{id:?}");
+        assert_eq!(app.chat(&json!({"message": "x", "conversation_id": id})).await.error(422).1, "invalid_request");
+    }
+    assert_eq!(app.get("/conversations").await.json()["conversations"].as_array().unwrap().len(), 4);
+}
+
 /// The service with few descriptors, ended when it is dropped.
 struct Poor(Child);
 

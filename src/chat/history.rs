@@ -38,7 +38,7 @@ impl History {
             }
             kept = self.take(kept, page.messages.into_iter().map(|(_, message)| message).collect(), model).await?;
             if is_last || kept.is_full {
-                return Ok(Recalled { messages: kept.from_the_first_question(), count, bytes });
+                return Ok(Recalled { messages: kept.into_messages(), count, bytes });
             }
         }
     }
@@ -87,7 +87,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn from_the_first_question(self) -> Vec<Message> {
+    fn into_messages(self) -> Vec<Message> {
         let mut oldest_first = self.newest_first;
         oldest_first.reverse();
         let messages = oldest_first.into_iter().map(|message| Message::new(message.role, message.content));

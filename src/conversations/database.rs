@@ -319,11 +319,11 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
         Ok(Err(error)) => match refusal(&error) {
             Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
             None => {
-                tracing::warn!(database = place, "the database is away; conversations are refused until it is back")
+                tracing::warn!(database = place, "the database is away; conversations are refused until it is back");
             }
         },
         Err(_) => {
-            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does")
+            tracing::warn!(database = place, "the database does not answer; conversations are refused until it does");
         }
     }
     Ok(Connections { pool: Pool::Postgres(pool), ready, timeout: POSTGRES_TIMEOUT })

@@ -116,7 +116,7 @@ async fn two_services_on_one_database_store_whole_turns(database: &TestDatabase)
         let questions = questions.to_vec();
         async move {
             let answers = join_all(questions.iter().map(|question| ask(app, "c", question))).await;
-            assert!(answers.iter().all(|answer| answer.status == 200), "{:?}", answers.iter().map(|a| a.text()));
+            assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
         }
     };
     tokio::join!(asking(&one, ones), asking(&two, twos));

@@ -249,9 +249,7 @@ async fn patiently<T>(open: impl AsyncFn() -> Result<T, sqlx::Error>) -> Result<
     let until = Instant::now() + BUSY_AT_START / 2;
     loop {
         match open().await {
-            Err(error) if matches!(sqlite_code(&error), Some(5 | 6)) && Instant::now() < until => {
-                sleep(BUSY_RETRY).await;
-            }
+            Err(error) if is_held(&error) && Instant::now() < until => sleep(BUSY_RETRY).await,
             outcome => return outcome,
         }
     }
@@ -314,6 +312,11 @@ fn sqlite_problem(place: &str, error: &sqlx::Error) -> OpenError {
         _ => (error.to_string(), REMEDY_PLACE),
     };
     OpenError { place: place.to_owned(), problem, remedy }
+}
+
+/// Whether SQLite says that somebody else has locked the file.
+pub(super) fn is_held(error: &sqlx::Error) -> bool {
+    matches!(sqlite_code(error), Some(5 | 6))
 }
 
 /// The primary one.

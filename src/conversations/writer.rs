@@ -17,7 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     conversations::{
         Appended, Saved, StoredMessage, Turn, UsageBatch,
-        database::{Connections, Pool, Transaction},
+        database::{Connections, Pool, Transaction, is_held},
         error::StoreError,
         queries, usage,
     },
@@ -118,7 +118,8 @@ impl Writer {
         Self { way, failed, closing }
     }
 
-    /// Writes, and returns when what was written is durable. A caller who leaves before that does not stop it.
+    /// Writes, and returns when what was written is durable. Of a caller who leaves before that, either all is written or
+    /// nothing.
     pub(super) async fn write(&self, write: Write) -> Outcome {
         let outcome = match &self.way {
             Way::Queue(queue) => {
@@ -176,11 +177,14 @@ async fn run(pool: Pool, mut orders: mpsc::Receiver<Order>, closing: Cancellatio
     }
 }
 
-/// All in one commit; when that fails, each in its own, so that nobody fails for another's sake.
+/// All in one commit; when that fails, each in its own, so that nobody fails for another's sake. A file that somebody
+/// else holds was waited for already, for all.
 async fn write_all(pool: &Pool, writes: &[Write]) -> Vec<Outcome> {
     match commit(pool, writes).await {
         Ok(done) => return done.into_iter().map(Ok).collect(),
-        Err(error) if writes.len() == 1 => return vec![Err(StoreError::from_database(&error))],
+        Err(error) if writes.len() == 1 || is_held(&error) => {
+            return vec![Err(StoreError::from_database(&error)); writes.len()];
+        }
         Err(_) => {}
     }
     let mut outcomes = Vec::with_capacity(writes.len());

@@ -63,9 +63,12 @@ async fn an_answer_that_breaks_stores_nothing(database: &TestDatabase) {
     }
 }
 
+/// Sets one of the upstream's limits.
+type Limit = fn(&mut Timeouts, Duration);
+
 async fn an_answer_that_stalls_or_is_too_long_in_coming_stores_nothing(database: &TestDatabase) {
     let upstream = ScriptedUpstream::start().await;
-    let limits: [(fn(&mut Timeouts, Duration), _, _, _); 3] = [
+    let limits: [(Limit, _, _, _); 3] = [
         (|timeouts, short| timeouts.idle = short, "upstream_stalled", Script::chunked().piece("반"), "반"),
         (|timeouts, short| timeouts.total = short, "upstream_deadline", Script::chunked().piece("반"), "반"),
         (|timeouts, short| timeouts.first_token = short, "upstream_timeout", Script::chunked(), ""),

@@ -92,7 +92,7 @@ async fn a_history_over_the_budget_is_cut_before_a_question(database: &TestDatab
         let tokens = tokens(model, &list);
         let total: usize = tokens.iter().sum();
         let last: usize = tokens[list.len() - 3..].iter().sum();
-        for budget in [0, 1, last - 1, last, last + 1, 100, 500, 1000, total / 2, total - 1, total, total + 1] {
+        for budget in [0, last - 1, last, 500, total / 2, total - 1, total] {
             let app = database.app_with(&upstream, |config| config.conversations.history_max_tokens = budget).await;
             app.put("/conversations/c", &json!(list)).await;
             app.chat(&json!({"message": "now", "conversation_id": "c", "model": model})).await;

@@ -1,6 +1,9 @@
 //! Many at once, in one service and in two on one database.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use ai_service::{
     conversations::{Conversations, StoreError, StoredMessage, Turn},
@@ -9,12 +12,13 @@ use ai_service::{
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use sqlx::Connection;
 
 use crate::{
     conversations::{ask, messages, said},
     support::{
         ScriptedUpstream, TestApp,
-        database::{TestDatabase, on_every_database},
+        database::{Kind, TestDatabase, on_every_database},
     },
 };
 
@@ -25,6 +29,7 @@ on_every_database!(
     services_that_start_at_once_on_an_empty_database_all_start,
     two_services_on_one_database_store_whole_turns,
     two_services_see_what_the_other_has_acknowledged,
+    nobody_fails_for_anothers_sake,
     a_storm_of_writes_leaves_whole_conversations_at_every_moment,
     pages_hold_while_others_write,
 );
@@ -111,7 +116,7 @@ async fn two_services_on_one_database_store_whole_turns(database: &TestDatabase)
         let questions = questions.to_vec();
         async move {
             let answers = join_all(questions.iter().map(|question| ask(app, "c", question))).await;
-            assert!(answers.iter().all(|answer| answer.status == 200), "{:?}", answers.iter().map(|a| a.text()));
+            assert!(answers.iter().all(|answer| answer.status == 200), "{answers:?}");
         }
     };
     tokio::join!(asking(&one, ones), asking(&two, twos));
@@ -136,6 +141,49 @@ async fn two_services_see_what_the_other_has_acknowledged(database: &TestDatabas
     }
     one.delete("/conversations/c").await;
     assert_eq!(two.get("/conversations/c").await.status, 404);
+}
+
+async fn nobody_fails_for_anothers_sake(database: &TestDatabase) {
+    let upstream = ScriptedUpstream::start().await;
+    let app = database.app(&upstream).await;
+    // A conversation that this database will not have.
+    database
+        .execute(match database.postgres_url() {
+            Some(_) => "ALTER TABLE conversations ADD CHECK (id <> 'bad')",
+            None => {
+                "CREATE TRIGGER bad BEFORE INSERT ON conversations WHEN NEW.id = 'bad' \
+             BEGIN SELECT RAISE(ABORT, 'canary-private'); END"
+            }
+        })
+        .await;
+    let ids: Vec<_> = (0..40).map(|n| if n % 10 == 5 { "bad".to_owned() } else { n.to_string() }).collect();
+    let made = join_all(ids.iter().map(async |id| app.post("/conversations", &json!({"id": id})).await)).await;
+    for (id, answer) in ids.iter().zip(made) {
+        if id == "bad" {
+            assert!(!answer.text().contains("canary-private"), "{}", answer.text());
+            assert_eq!(answer.error(503).1, "storage_unavailable");
+        } else {
+            assert_eq!(answer.status, 201, "{id}: {}", answer.text());
+        }
+    }
+    assert_eq!(app.get("/conversations?limit=100").await.json()["conversations"].as_array().unwrap().len(), 36);
+}
+
+/// Others wait behind it for as long as it is tried, and not for as long as each of them would be.
+#[tokio::test]
+async fn a_file_that_somebody_holds_is_said_once_to_all() {
+    let upstream = ScriptedUpstream::start().await;
+    let database = TestDatabase::new(Kind::File).await;
+    let app = database.app(&upstream).await;
+    let mut holder = database.sqlite().await;
+    let held = holder.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let begun = Instant::now();
+    let answers = join_all((0..10).map(async |_| app.post("/conversations", &json!({})).await)).await;
+    assert!(answers.iter().all(|answer| answer.status == 503), "{answers:?}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(app.get("/conversations").await.json()["conversations"], json!([]), "reading goes on");
+    held.rollback().await.unwrap();
+    assert_eq!(app.post("/conversations", &json!({})).await.status, 201);
 }
 
 fn stored(role: Role, content: String) -> StoredMessage {

@@ -23,7 +23,8 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 /// Say what the caller has used
 ///
 /// Requests and tokens of today and of this month, by the server's clock. Every chat counts once, however it ended; where
-/// the upstream did not say what it cost, the tokens are estimated.
+/// the upstream did not say what it cost, the tokens are estimated. A service that is killed loses what it has counted
+/// within its last second.
 #[utoipa::path(
     get, path = "/usage", tag = "service", operation_id = "usage",
     responses((status = 200, description = "What was used", body = UsageReportBody), ReadErrors),

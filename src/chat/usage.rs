@@ -147,7 +147,7 @@ impl UsageRecorder {
                     None => {
                         gathered.batches += 1;
                         let number = gathered.batches;
-                        let rows = std::mem::take(&mut gathered.sums).into_iter().map(row).collect();
+                        let rows = std::mem::take(&mut gathered.sums).into_iter().map(row_of).collect();
                         let batch = UsageBatch { writer: self.0.writer.clone(), number, rows };
                         gathered.sent = Some(batch.clone());
                         batch
@@ -180,6 +180,75 @@ impl UsageRecorder {
     }
 }
 
-fn row(((owner, day, outcome, estimated), used): (Key, Used)) -> UsageRow {
+fn row_of(((owner, day, outcome, estimated), used): (Key, Used)) -> UsageRow {
     UsageRow { owner, day, ending: outcome.name(), estimated, used }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Database;
+
+    fn spent(prompt_tokens: u64) -> Spending {
+        Spending { prompt_tokens, completion_tokens: 1, is_estimated: false }
+    }
+
+    async fn recorder() -> (Conversations, UsageRecorder) {
+        let conversations = Conversations::open(&Database::SqliteInMemory).await.unwrap();
+        (conversations.clone(), UsageRecorder::new(conversations))
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_is_sent_again_or_too_late_counts_once() {
+        let (conversations, _) = recorder().await;
+        let (owner, day) = (Owner::new("a"), "2026-11-23");
+        let used = Used { requests: 1, prompt_tokens: 10, completion_tokens: 1, estimated_tokens: 0 };
+        let batch = |writer: &str, number| {
+            let row = ((owner.clone(), day.to_owned(), Outcome::Done, false), used);
+            UsageBatch { writer: writer.to_owned(), number, rows: vec![row_of(row)] }
+        };
+        for (writer, number, expected) in [
+            ("one", 1, 1),
+            ("one", 1, 1),
+            ("one", 2, 2),
+            ("one", 1, 2),
+            ("other", 1, 3),
+            ("other", 1, 3),
+            ("one", 3, 4),
+        ] {
+            conversations.add_usage(batch(writer, number)).await.unwrap();
+            let counted = conversations.used(&owner, day, day).await.unwrap();
+            assert_eq!((counted.requests, counted.prompt_tokens), (expected, expected * 10), "{writer} {number}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_who_write_at_once_lose_nothing_and_count_nothing_twice() {
+        let (_, recorder) = recorder().await;
+        let owner = Owner::new("a");
+        let tasks = tokio_util::task::TaskTracker::new();
+        for _ in 0..200 {
+            let (recorder, owner) = (recorder.clone(), owner.clone());
+            tasks.spawn(async move {
+                recorder.record(&owner, Outcome::Done, spent(10));
+                recorder.flush().await.unwrap();
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        let report = recorder.report(&owner).await.unwrap();
+        assert_eq!((report.today.requests, report.today.prompt_tokens), (200, 2000));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_bounded_and_what_is_known_already_still_counts() {
+        let (_, recorder) = recorder().await;
+        for name in 0..MAX_SUMS + 10 {
+            recorder.record(&Owner::new(&name.to_string()), Outcome::Done, spent(1));
+        }
+        recorder.record(&Owner::new("0"), Outcome::Done, spent(1));
+        let gathered = recorder.gathered();
+        assert_eq!(gathered.sums.len(), MAX_SUMS);
+        assert_eq!(gathered.sums.values().map(|used| used.requests).sum::<u64>(), 1 + u64::try_from(MAX_SUMS).unwrap());
+    }
 }

@@ -241,6 +241,47 @@ async fn sigterm_lets_a_running_answer_finish_and_a_second_one_does_not_wait() {
     assert!(running.await.unwrap().is_err());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_keeps_the_usage_that_is_a_second_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let database = format!("sqlite://{}", directory.path().join("kept.db").display());
+    let variables = [("DATABASE_URL", database.as_str()), ("API_KEYS", "alice:canary-key-of-alice-1f6c")];
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let send = async |request: reqwest::RequestBuilder| {
+        let answer = request.header("authorization", "Bearer canary-key-of-alice-1f6c").send().await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&answer.bytes().await.unwrap()).unwrap()
+    };
+    let url = |service: &Running, path: &str| format!("http://127.0.0.1:{}{path}", service.port);
+
+    let service = Running::start(&["--demo"], &variables);
+    let question = client.post(url(&service, "/chat")).header("content-type", "application/json");
+    send(question.body(r#"{"message":"x"}"#)).await;
+    let file = sqlx::sqlite::SqliteConnectOptions::new().filename(database.trim_start_matches("sqlite://"));
+    let file = sqlx::SqlitePool::connect_with(file).await.unwrap();
+    crate::support::eventually(async || {
+        let written = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM usage").fetch_one(&file).await;
+        written.unwrap() == 1
+    })
+    .await;
+    service.signal("-KILL");
+    assert_eq!(service.end().0, None);
+
+    let service = Running::start(&["--demo"], &variables);
+    let report = send(client.get(url(&service, "/usage"))).await;
+    assert_eq!(report["today"]["requests"], 1, "{report}");
+}
+
+#[test]
+fn with_keys_it_warns_of_nothing_and_without_documents_it_names_none() {
+    let variables = [("HOST", "0.0.0.0"), ("API_KEYS", "alice:canary-key-of-alice-1f6c"), ("DOCS", "off")];
+    let service = Running::start(&["--demo"], &variables);
+    assert!(!service.first_line.contains("/docs") && !service.first_line.contains("canary"), "{}", service.first_line);
+    service.signal("-TERM");
+    let (code, rest) = service.end();
+    assert_eq!(code, Some(0));
+    assert!(!rest.contains("WARN") && !rest.contains("canary"), "{rest}");
+}
+
 #[test]
 fn logs_are_json_when_asked_for() {
     let mut command = command();

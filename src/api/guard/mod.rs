@@ -13,10 +13,12 @@
 
 mod head;
 mod room;
+mod rules;
 mod standing;
 
 pub(crate) use head::{Policy, policy};
-pub(crate) use standing::{RECONNECTS, names as standing_names, requests_quota, tokens_quota};
+pub(crate) use rules::Rules;
+pub(crate) use standing::{names as standing_names, requests_quota, tokens_quota};
 
 use std::{
     convert::Infallible,
@@ -33,68 +35,18 @@ use axum::{
 use tower::{Layer, Service};
 
 use crate::{
-    access::{AddressKey, AddressRules, Authenticator, Denied, Failures, Tickets, Verdict},
+    access::{AddressKey, Denied, Verdict},
     api::error::ApiError,
     chat::Caller,
-    config::{Access, RateLimits},
     ids::{Owner, StreamId},
-    limits::{Quota, RateLimiter, Standing},
+    limits::Standing,
 };
 use head::Head;
 use room::{Guarding, InFlight};
-use standing::tell;
+use standing::{RECONNECTS, tell};
 
 /// What a caller waits when there is no room: others are answered meanwhile.
 const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// What the guard decides by.
-#[derive(Debug)]
-pub(crate) struct Rules {
-    authenticator: Authenticator,
-    addresses: AddressRules,
-    failures: Failures,
-    tickets: Arc<Tickets>,
-    limiter: Arc<dyn RateLimiter>,
-    requests: Option<Quota>,
-    tokens: Option<Quota>,
-    max_in_flight: usize,
-    /// Whether there is anything to decide besides room: with nothing configured the service is open, as the original.
-    is_active: bool,
-}
-
-impl Rules {
-    pub(crate) fn new(
-        access: &Access,
-        limits: &RateLimits,
-        limiter: Arc<dyn RateLimiter>,
-        tickets: Arc<Tickets>,
-    ) -> Self {
-        let authenticator = Authenticator::new(access);
-        let has_addresses = !access.blocked.is_empty() || !access.allowed.is_empty();
-        let is_active = has_addresses || !authenticator.is_open() || limits.needs_callers();
-        Self {
-            authenticator,
-            addresses: AddressRules::new(access),
-            failures: Failures::default(),
-            tickets,
-            limiter,
-            requests: requests_quota(limits),
-            tokens: tokens_quota(limits),
-            max_in_flight: limits.in_flight,
-            is_active,
-        }
-    }
-
-    /// Whether nobody is told apart.
-    pub(crate) fn is_open(&self) -> bool {
-        self.authenticator.is_open()
-    }
-
-    /// How often one stream may be read again, if that is counted.
-    pub(crate) fn reconnects(&self) -> Option<Quota> {
-        self.is_active.then_some(RECONNECTS)
-    }
-}
 
 /// Puts [`Guard`] around a service.
 #[derive(Clone, Debug)]

@@ -253,7 +253,9 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                 () = closing.cancelled() => {
                     // What is in the log already, first; and then a hint to come back elsewhere, spread out.
                     if let Some(Followed::Entries(pieces)) = reader.next().now_or_never() {
-                        yield Ok(joined(pieces));
+                        for piece in pieces {
+                            yield Ok(piece);
+                        }
                     }
                     if !reader.is_ended() {
                         yield Ok(Bytes::from(format!("retry: {}\n\n", spread_retry())));
@@ -264,7 +266,9 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
             match followed {
                 Followed::Entries(pieces) => {
                     was_silent = false;
-                    yield Ok(joined(pieces));
+                    for piece in pieces {
+                        yield Ok(piece);
+                    }
                     if reader.is_ended() {
                         break;
                     }
@@ -272,15 +276,6 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                 Followed::End(_) | Followed::Gone => break,
             }
         }
-    }
-}
-
-/// What is read together is sent together. Live, that is one piece of the log as it is; a replay of many small pieces is
-/// put together, because the frame that HTTP puts around each would cost more than copying them.
-fn joined(mut pieces: Vec<Bytes>) -> Bytes {
-    match pieces.len() {
-        1 => pieces.swap_remove(0),
-        _ => pieces.concat().into(),
     }
 }
 

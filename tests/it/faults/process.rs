@@ -9,11 +9,14 @@ pub const ROWS: &[Row] = &[
         &[],
         "Streams are one process's own; there is no log that instances share",
     ),
-    awaited(
+    noted(
         "P2",
         "kill -9 of the only instance",
-        &[],
-        "streams are gone (404), conversations are whole (`bad_days::killed`)",
+        &[
+            "after_a_kill_at_any_moment_each_save_is_there_wholly_or_not_at_all",
+            "what_was_left_half_way_does_not_lock_its_conversation_for_ever",
+        ],
+        "Streams are gone (404); conversations are whole. Of usage, the last second may be lost",
     ),
     noted(
         "P3",
@@ -38,15 +41,43 @@ pub const ROWS: &[Row] = &[
         "A panic",
         &["a_panic_is_a_500_in_the_form_of_every_error", "a_stream_whose_producer_panics_ends_with_an_error"],
     ),
-    awaited("P7", "The disk is full", &[], "`bad_days::disk_full`"),
-    awaited("P8", "kill -9 in the middle of a write", &[], "`bad_days::killed`"),
-    awaited(
+    shown(
+        "P7",
+        "The disk is full",
+        &[
+            "on_a_full_disk_saves_get_507_all_else_goes_on_and_room_mends_it_without_a_restart",
+            "on_a_full_disk_it_does_not_start_and_says_what_is_missing",
+        ],
+    ),
+    shown(
+        "P8",
+        "kill -9 in the middle of a write",
+        &[
+            "after_a_kill_at_any_moment_each_save_is_there_wholly_or_not_at_all",
+            "a_file_of_which_only_the_beginning_was_made_is_finished",
+        ],
+    ),
+    shown(
         "P9",
         "A database that is broken, newer, locked, read-only or not there",
-        &[],
-        "`bad_days::{damaged, newer, locked, read_only, no_place}`",
+        &[
+            "a_damaged_file_is_refused_and_stays_as_it_is",
+            "damage_to_any_page_is_found_before_anything_is_written",
+            "tables_of_another_version_are_refused_and_stay_as_they_are",
+            "the_database_of_another_program_is_refused_and_stays_as_it_is",
+            "a_file_with_a_write_lock_is_refused",
+            "a_lock_that_comes_later_costs_saves_503_reads_nothing_and_goes_without_a_trace",
+            "a_read_only_file_system_is_refused",
+            "what_this_user_may_not_write_is_refused",
+            "a_directory_or_a_place_that_cannot_be_made_is_refused",
+        ],
     ),
-    awaited("P10", "fsync fails", &[], "`bad_days`"),
+    noted(
+        "P10",
+        "fsync fails",
+        &[],
+        "SQLite reports it as a failed commit, and a save that was not committed is not acknowledged. Making fsync fail needs a file system of the test's own",
+    ),
     noted(
         "P11",
         "The clock jumps",

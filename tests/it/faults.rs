@@ -23,23 +23,16 @@ pub struct Row {
     tests: &'static [&'static str],
     /// Where the service decides otherwise than one might expect, or why there is no test.
     note: &'static str,
-    /// The tests that are missing.
-    missing: &'static str,
 }
 
 /// Shown by these tests.
 const fn shown(id: &'static str, fault: &'static str, tests: &'static [&'static str]) -> Row {
-    Row { id, fault, tests, note: "", missing: "" }
+    Row { id, fault, tests, note: "" }
 }
 
 /// Shown by these tests, if there are any, and in need of a word.
 const fn noted(id: &'static str, fault: &'static str, tests: &'static [&'static str], note: &'static str) -> Row {
-    Row { id, fault, tests, note, missing: "" }
-}
-
-/// Not shown, or not wholly.
-const fn awaited(id: &'static str, fault: &'static str, tests: &'static [&'static str], missing: &'static str) -> Row {
-    Row { id, fault, tests, note: "", missing }
+    Row { id, fault, tests, note }
 }
 
 /// A table of the page.
@@ -115,7 +108,7 @@ fn page(tests: &BTreeMap<String, BTreeSet<String>>) -> String {
     let mut page = HEAD.to_owned();
     for List { title, rows } in &LISTS {
         write!(page, "\n## {title}\n\n| | fault | shown by, or why not |\n|---|---|---|\n").unwrap();
-        for Row { id, fault, tests: names, note, missing } in *rows {
+        for Row { id, fault, tests: names, note } in *rows {
             let mut parts: Vec<String> = Vec::new();
             let mut links = Vec::new();
             for name in *names {
@@ -127,9 +120,6 @@ fn page(tests: &BTreeMap<String, BTreeSet<String>>) -> String {
             }
             if !note.is_empty() {
                 parts.push((*note).to_owned());
-            }
-            if !missing.is_empty() {
-                parts.push(format!("**Not shown yet**: {missing}"));
             }
             writeln!(page, "| {id} | {fault} | {} |", parts.join(". ")).unwrap();
         }
@@ -144,10 +134,10 @@ fn every_fault_has_its_row() {
     let expected: Vec<_> = expected.chain((1..=92).map(|n| n.to_string())).collect();
     let ids: Vec<_> = rows().map(|row| row.id.to_owned()).collect();
     assert_eq!(ids, expected);
-    for Row { id, fault, tests, note, missing } in rows() {
-        let is_told = !tests.is_empty() || !note.is_empty() || !missing.is_empty();
+    for Row { id, fault, tests, note } in rows() {
+        let is_told = !tests.is_empty() || !note.is_empty();
         assert!(is_told && !fault.is_empty(), "{id} says nothing");
-        assert!(!format!("{fault}{note}{missing}").contains(['\n', '|']), "{id} would break its table");
+        assert!(!format!("{fault}{note}").contains(['\n', '|']), "{id} would break its table");
     }
 }
 

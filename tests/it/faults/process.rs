@@ -1,6 +1,6 @@
 //! What becomes of the process, its disk and its clock.
 
-use super::{Row, awaited, noted, shown};
+use super::{Row, noted, shown};
 
 pub const ROWS: &[Row] = &[
     noted(

@@ -4,7 +4,7 @@
 //! binary again), as in `benches/throughput`. The same question is asked without a conversation, with the same twenty
 //! messages in the request, and with `conversation_id`: what the second costs is sending them, what the third costs
 //! beyond that is storing. The files lie where `TMPDIR` says: the disk there decides the times, and hardly the CPU.
-//! `BENCH_SECONDS` (3) and `BENCH_ROUNDS` (3) as there.
+//! `BENCH_SECONDS` (3) and `BENCH_ROUNDS` (3) as there; `BENCH_ONLY` names rows: alone, history, conversation, load.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -31,7 +31,7 @@ use load::{Measured, Requests};
 use process::{Pinning, Process};
 
 /// How many connections ask at once.
-const CONNECTIONS: [usize; 2] = [1, 32];
+const CONNECTIONS: [usize; 3] = [1, 8, 32];
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -69,6 +69,16 @@ enum Row {
 impl Row {
     const ALL: [Self; 4] = [Self::Alone, Self::HistoryInRequest, Self::Conversation, Self::Load];
 
+    /// Its name in `BENCH_ONLY`.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::HistoryInRequest => "history",
+            Self::Conversation => "conversation",
+            Self::Load => "load",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Alone => "`POST /chat`",
@@ -98,6 +108,9 @@ impl Row {
 async fn report() {
     let seconds = Duration::from_secs_f64(setting("BENCH_SECONDS", 3.0).clamp(0.1, 60.0));
     let rounds = setting("BENCH_ROUNDS", 3.0).clamp(1.0, 100.0) as usize;
+    let only = env::var_os("BENCH_ONLY").map(|only| only.to_string_lossy().into_owned());
+    let mut rows = Row::ALL.to_vec();
+    rows.retain(|row| only.as_ref().is_none_or(|only| only.split(',').any(|word| word == row.word())));
     let directory = tempfile::tempdir().unwrap();
     let original = directory.path().join("original.db");
     database::make(&original).await;
@@ -109,7 +122,7 @@ async fn report() {
     let upstream = Process::start(target::ROLE, target::SIMULATOR, None, pinning.upstream());
     let mut measured: Vec<(Row, usize, Measured)> = Vec::new();
     for round in 0..rounds {
-        let mut order = Row::ALL;
+        let mut order = rows.clone();
         if round % 2 == 1 {
             order.reverse();
         }
@@ -134,7 +147,7 @@ async fn report() {
     };
     println!("| | connections | requests/s | p50 µs | p99 µs | CPU µs/request | RSS MiB |");
     println!("|---|---:|---:|---:|---:|---:|---:|");
-    for (row, connections) in Row::ALL.into_iter().flat_map(|row| CONNECTIONS.map(|connections| (row, connections))) {
+    for (row, connections) in rows.iter().flat_map(|&row| CONNECTIONS.map(|connections| (row, connections))) {
         let of = |figure| of(row, connections, figure);
         println!(
             "| {} | {connections} | {:.0} | {:.0} | {:.0} | {:.1} | {:.1} |",
@@ -147,7 +160,8 @@ async fn report() {
         );
     }
     println!();
-    for connections in CONNECTIONS {
+    let added = if rows.len() == Row::ALL.len() { CONNECTIONS.as_slice() } else { &[] };
+    for &connections in added {
         let cpu = |row| of(row, connections, |m| m.cpu_micros);
         println!(
             "CPU that a conversation adds at {connections}: {:.0} µs to the bare question, {:.0} µs to one with its history",

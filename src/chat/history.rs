@@ -1,7 +1,7 @@
 //! What of a stored conversation is sent with a question: its end, as much as fits a budget of tokens.
 
 use crate::{
-    conversations::{Conversations, StoreError, StoredMessage},
+    conversations::{Conversations, StoreError},
     ids::{ConversationId, Owner},
     message::{Message, Role},
     tokens::{TOKENS_PER_MESSAGE, TokenCounter, Vocabulary},
@@ -44,7 +44,7 @@ impl History {
     }
 
     /// Takes messages until the budget is used up.
-    async fn take(&self, mut kept: Kept, page: Vec<StoredMessage>, model: &str) -> Result<Kept, StoreError> {
+    async fn take(&self, mut kept: Kept, page: Vec<Message>, model: &str) -> Result<Kept, StoreError> {
         // No text has more tokens than bytes, which tells of most conversations that they fit.
         let at_most: usize = page.iter().map(|message| message.content.len() + TOKENS_PER_MESSAGE).sum();
         if kept.tokens + at_most <= self.max_tokens {
@@ -80,7 +80,7 @@ pub(super) struct Recalled {
 }
 
 struct Kept {
-    newest_first: Vec<StoredMessage>,
+    newest_first: Vec<Message>,
     tokens: usize,
     /// Something did not fit.
     is_full: bool,
@@ -90,12 +90,11 @@ impl Kept {
     fn without_a_lone_answer(self) -> Vec<Message> {
         let mut oldest_first = self.newest_first;
         oldest_first.reverse();
-        let messages = oldest_first.into_iter().map(|message| Message::new(message.role, message.content));
         if self.is_full {
             // An answer whose question is gone would answer nothing.
-            messages.skip_while(|message| message.role != Role::User).collect()
-        } else {
-            messages.collect()
+            let first = oldest_first.iter().position(|message| message.role == Role::User);
+            oldest_first.drain(..first.unwrap_or(oldest_first.len()));
         }
+        oldest_first
     }
 }

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     config::Database,
     ids::{ConversationId, Owner},
-    message::{Role, Usage},
+    message::{Message, Role, Usage},
     timestamp::Timestamp,
 };
 use database::Connections;
@@ -93,7 +93,7 @@ pub struct Counts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Newest {
     /// The newest first, each with its number: 0, 1, 2 …
-    pub messages: Vec<(u64, StoredMessage)>,
+    pub messages: Vec<(u64, Message)>,
     /// Of the text of all messages of the conversation; 0 where `messages` is empty.
     pub bytes: u64,
 }

@@ -2,16 +2,21 @@
 //!
 //! A text that may hold NUL is bound as bytes, because PostgreSQL's text cannot. Every query names the owner.
 
-use sqlx::QueryBuilder;
+use std::{
+    str::{FromStr, Split},
+    sync::Arc,
+};
+
+use sqlx::{PgConnection, QueryBuilder, SqliteConnection};
 
 use crate::{
     conversations::{
         Appended, Conversation, Counts, Cursor, MAX_CONVERSATION_BYTES, MAX_MESSAGES, Newest, Saved, StoredMessage,
         Summary, Turn,
-        database::{Pool, Transaction},
+        database::{Pool, SqliteConnections, Transaction, roll_back},
     },
     ids::{ConversationId, Owner},
-    message::Role,
+    message::{Message, Role},
     timestamp::Timestamp,
 };
 
@@ -19,7 +24,11 @@ use crate::{
 macro_rules! on {
     ($pool:expr, $connection:ident => $query:expr) => {
         match $pool {
-            Pool::Sqlite { read: $connection, .. } => $query,
+            Pool::Sqlite { read, .. } => {
+                let mut taken = read.take().await?;
+                let $connection = taken.connection()?;
+                $query
+            }
             Pool::Postgres($connection) => $query,
         }
     };
@@ -29,8 +38,8 @@ macro_rules! on {
 macro_rules! within {
     ($transaction:expr, $connection:ident => $query:expr) => {
         match $transaction {
-            Transaction::Sqlite(transaction) => {
-                let $connection = &mut **transaction;
+            Transaction::Sqlite(taken) => {
+                let $connection = taken.connection()?;
                 $query
             }
             Transaction::Postgres(transaction) => {
@@ -56,8 +65,8 @@ macro_rules! select_conversation {
 
 type ConversationRow = (String, Option<Vec<u8>>, i64, i64, i64, i64, i64, i64, i64);
 
-/// role, content, timestamp, interrupted
-type MessageRow = (String, Vec<u8>, String, i64);
+/// What stands between texts that are put together.
+const NOTHING: &[u8] = &[];
 
 /// Rows of one INSERT of messages; SQLite takes 32,766 values.
 const ROWS_PER_INSERT: usize = 500;
@@ -69,7 +78,8 @@ pub(super) async fn list(
     limit: usize,
 ) -> Result<Vec<(i64, Conversation)>, sqlx::Error> {
     const SQL: &str = select_conversation!(
-        "WHERE owner = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC LIMIT $4"
+        "WHERE owner = $1 AND (created_at, id) < ($2, $3) ORDER BY created_at DESC, id DESC \
+         LIMIT CAST($4 AS BIGINT)"
     );
     let (created_at, id) = cursor.map_or((i64::MAX, ""), |cursor| (cursor.created_at, cursor.id.as_str()));
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
@@ -115,17 +125,26 @@ pub(super) async fn messages(
     id: &ConversationId,
 ) -> Result<Option<Vec<StoredMessage>>, sqlx::Error> {
     // A conversation without messages has one row of NULLs. One query sees one moment.
-    const SQL: &str = "SELECT role, content, timestamp, interrupted FROM conversations \
-        LEFT JOIN messages ON conversation = key WHERE owner = $1 AND id = $2 ORDER BY seq";
-    type Row = (Option<String>, Option<Vec<u8>>, Option<String>, Option<i64>);
-    let rows: Vec<Row> = on!(pool, connection => {
-        sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).fetch_all(connection).await?
+    const SQL: &str = "SELECT count(*), string_agg(seq || ' ' || role || ' ' || octet_length(content) || ' ' || \
+        octet_length(timestamp) || ' ' || interrupted, ','), string_agg(content, $3), string_agg(timestamp, '') \
+        FROM conversations LEFT JOIN messages ON conversation = key WHERE owner = $1 AND id = $2";
+    let (rows, packed, contents, timestamps): (i64, Option<String>, Option<Vec<u8>>, Option<String>) = on!(pool, connection => {
+        let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(NOTHING);
+        query.fetch_one(connection).await?
     });
-    if rows.is_empty() {
+    if rows == 0 {
         return Ok(None);
     }
-    let whole = |(role, content, timestamp, interrupted): Row| Some((role?, content?, timestamp?, interrupted?));
-    rows.into_iter().filter_map(whole).map(message).collect::<Result<_, _>>().map(Some)
+    let mut unpacking = Unpacking::new(&contents, &timestamps);
+    let mut messages = unpack(&packed, |fields| {
+        let (seq, role) = (number(fields)?, Role::parse(fields.next()?)?);
+        let content = unpacking.content(number(fields)?)?;
+        let timestamp = unpacking.timestamp(number(fields)?)?;
+        let interrupted = number::<u8>(fields)? != 0;
+        Some((seq, StoredMessage { role, content, timestamp, interrupted }))
+    })?;
+    messages.sort_unstable_by_key(|(seq, _): &(u64, _)| *seq);
+    Ok(Some(messages.into_iter().map(|(_, message)| message).collect()))
 }
 
 pub(super) async fn newest(
@@ -135,21 +154,25 @@ pub(super) async fn newest(
     before: u64,
     limit: u32,
 ) -> Result<Newest, sqlx::Error> {
-    const SQL: &str = "SELECT seq, role, content, timestamp, interrupted, \
-        (SELECT bytes FROM conversations WHERE owner = $1 AND id = $2) FROM messages \
+    // CAST: SQLite looks at a bare limit when it prepares, and so prepares again for every one that is bound.
+    const SQL: &str = "SELECT string_agg(seq || ' ' || role || ' ' || octet_length(content), ','), \
+        string_agg(content, $5), (SELECT bytes FROM conversations WHERE owner = $1 AND id = $2) \
+        FROM (SELECT seq, role, content FROM messages \
         WHERE conversation = (SELECT key FROM conversations WHERE owner = $1 AND id = $2) AND seq < $3 \
-        ORDER BY seq DESC LIMIT $4";
+        ORDER BY seq DESC LIMIT CAST($4 AS BIGINT)) AS newest";
     let before = i64::try_from(before).unwrap_or(i64::MAX);
-    let rows: Vec<(i64, String, Vec<u8>, String, i64, i64)> = on!(pool, connection => {
+    let (packed, contents, bytes): (Option<String>, Option<Vec<u8>>, Option<i64>) = on!(pool, connection => {
         let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(before).bind(i64::from(limit));
-        query.fetch_all(connection).await?
+        query.bind(NOTHING).fetch_one(connection).await?
     });
-    let mut newest = Newest { messages: Vec::with_capacity(rows.len()), bytes: 0 };
-    for (seq, role, content, timestamp, interrupted, bytes) in rows {
-        newest.messages.push((count(seq), message((role, content, timestamp, interrupted))?));
-        newest.bytes = count(bytes);
-    }
-    Ok(newest)
+    let mut unpacking = Unpacking::new(&contents, &None);
+    let mut messages = unpack(&packed, |fields| {
+        let (seq, role) = (number(fields)?, Role::parse(fields.next()?)?);
+        Some((seq, Message::new(role, unpacking.content(number(fields)?)?)))
+    })?;
+    messages.sort_unstable_by_key(|(seq, _): &(u64, _)| std::cmp::Reverse(*seq));
+    let bytes = if messages.is_empty() { 0 } else { bytes.map_or(0, count) };
+    Ok(Newest { messages, bytes })
 }
 
 /// Makes a conversation with its messages. `None`: there is one of that id.
@@ -207,6 +230,38 @@ pub(super) async fn save(
     Ok(Saved { conversation, is_new: false })
 }
 
+/// Makes a conversation with room for a turn, or makes room in the one that there is. Its row is locked from here on, so
+/// that turns come one behind the other.
+macro_rules! upsert_for_turn {
+    () => {
+        "INSERT INTO conversations (owner, id, created_at, updated_at, messages, user_messages, \
+         ai_messages, bytes, prompt_tokens, completion_tokens) VALUES ($1, $2, $3, $3, 2, 1, 1, $4, $5, $6) \
+         ON CONFLICT (owner, id) DO UPDATE SET updated_at = $3, messages = conversations.messages + 2, \
+         user_messages = conversations.user_messages + 1, ai_messages = conversations.ai_messages + 1, \
+         bytes = conversations.bytes + $4, prompt_tokens = conversations.prompt_tokens + $5, \
+         completion_tokens = conversations.completion_tokens + $6 \
+         WHERE conversations.messages + 2 <= $7 AND conversations.bytes + $4 <= $8 \
+         RETURNING key, messages, CASE WHEN title IS NULL THEN 0 ELSE 1 END"
+    };
+}
+
+/// In one go: each statement of its own wakes sqlx's thread and is waited for, which costs more than the statement.
+macro_rules! sqlite_append {
+    () => {
+        concat!(
+            upsert_for_turn!(),
+            "; INSERT INTO messages (conversation, seq, role, content, timestamp, interrupted) \
+             SELECT key, messages - 2, $9, $10, $11, $12 FROM conversations WHERE owner = $1 AND id = $2 \
+             AND changes() > 0 UNION ALL \
+             SELECT key, messages - 1, $13, $14, $15, $16 FROM conversations WHERE owner = $1 AND id = $2 \
+             AND changes() > 0"
+        )
+    };
+}
+
+/// key, messages, whether it has a title. An INTEGER of PostgreSQL's is 32 bits wide, unlike its BIGINT.
+type AppendedRow = (i64, i64, i32);
+
 /// Adds a turn, and makes the conversation when there is none. `None`: it has no room.
 pub(super) async fn append(
     transaction: &mut Transaction,
@@ -214,42 +269,90 @@ pub(super) async fn append(
     id: &ConversationId,
     turn: &Turn,
 ) -> Result<Option<Appended>, sqlx::Error> {
-    // The row is locked from here on, so that turns come one behind the other.
-    const SQL: &str = "INSERT INTO conversations (owner, id, created_at, updated_at, messages, user_messages, \
-        ai_messages, bytes, prompt_tokens, completion_tokens) VALUES ($1, $2, $3, $3, 2, 1, 1, $4, $5, $6) \
-        ON CONFLICT (owner, id) DO UPDATE SET updated_at = $3, messages = conversations.messages + 2, \
-        user_messages = conversations.user_messages + 1, ai_messages = conversations.ai_messages + 1, \
-        bytes = conversations.bytes + $4, prompt_tokens = conversations.prompt_tokens + $5, \
-        completion_tokens = conversations.completion_tokens + $6 \
-        WHERE conversations.messages + 2 <= $7 AND conversations.bytes + $4 <= $8 \
-        RETURNING key, messages, CASE WHEN title IS NULL THEN 0 ELSE 1 END";
-    let bytes = signed(turn.question.content.len() + turn.answer.content.len());
-    let usage = turn.usage.unwrap_or_default();
-    // Whatever an upstream says: the sum of all turns stays a number that both databases have.
-    let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX).min(1 << 40);
-    // An INTEGER of PostgreSQL's is 32 bits wide, unlike its BIGINT.
-    let row: Option<(i64, i64, i32)> = within!(transaction, connection => {
-        let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(Timestamp::micros_now());
-        let query = query.bind(bytes).bind(tokens(usage.prompt_tokens)).bind(tokens(usage.completion_tokens));
-        query.bind(signed(MAX_MESSAGES)).bind(signed(MAX_CONVERSATION_BYTES)).fetch_optional(connection).await?
-    });
+    const SQL: &str = upsert_for_turn!();
+    let transaction = match transaction {
+        Transaction::Sqlite(taken) => {
+            return sqlite_append(taken.connection()?, sqlite_append!(), owner, id, turn).await;
+        }
+        Transaction::Postgres(transaction) => transaction,
+    };
+    let Sizes { bytes, prompt_tokens, completion_tokens } = Sizes::of(turn);
+    let query = sqlx::query_as(SQL).bind(owner.as_str()).bind(id.as_str()).bind(Timestamp::micros_now());
+    let query = query.bind(bytes).bind(prompt_tokens).bind(completion_tokens);
+    let query = query.bind(signed(MAX_MESSAGES)).bind(signed(MAX_CONVERSATION_BYTES));
+    let row: Option<AppendedRow> = query.fetch_optional(&mut **transaction).await?;
     let Some((key, messages, has_title)) = row else { return Ok(None) };
     insert_turn(transaction, key, messages - 2, turn).await?;
     Ok(Some(Appended { messages: count(messages), has_title: has_title != 0 }))
 }
 
-async fn insert_turn(transaction: &mut Transaction, key: i64, seq: i64, turn: &Turn) -> Result<(), sqlx::Error> {
+/// The same as a transaction of its own.
+pub(super) async fn append_alone(
+    write: &Arc<SqliteConnections>,
+    owner: &Owner,
+    id: &ConversationId,
+    turn: &Turn,
+) -> Result<Option<Appended>, sqlx::Error> {
+    const SQL: &str = concat!("BEGIN IMMEDIATE; ", sqlite_append!(), "; COMMIT");
+    let mut taken = write.take().await?;
+    let appended = sqlite_append(taken.connection()?, SQL, owner, id, turn).await;
+    if appended.is_err() {
+        roll_back(taken).await;
+    }
+    appended
+}
+
+async fn sqlite_append(
+    connection: &mut SqliteConnection,
+    sql: &'static str,
+    owner: &Owner,
+    id: &ConversationId,
+    turn: &Turn,
+) -> Result<Option<Appended>, sqlx::Error> {
+    let Sizes { bytes, prompt_tokens, completion_tokens } = Sizes::of(turn);
+    let Turn { question, answer, .. } = turn;
+    let mut query = sqlx::query_as(sql).bind(owner.as_str()).bind(id.as_str()).bind(Timestamp::micros_now());
+    query = query.bind(bytes).bind(prompt_tokens).bind(completion_tokens);
+    query = query.bind(signed(MAX_MESSAGES)).bind(signed(MAX_CONVERSATION_BYTES));
+    for message in [question, answer] {
+        query = query.bind(message.role.as_str()).bind(message.content.as_bytes());
+        query = query.bind(message.timestamp.as_str()).bind(i64::from(message.interrupted));
+    }
+    // All of them, for the rest is not done before the row is taken.
+    let rows: Vec<AppendedRow> = query.fetch_all(connection).await?;
+    let appended = |(_, messages, has_title)| Appended { messages: count(messages), has_title: has_title != 0 };
+    Ok(rows.into_iter().next().map(appended))
+}
+
+/// What a turn adds to the sums of its conversation.
+struct Sizes {
+    bytes: i64,
+    prompt_tokens: i64,
+    completion_tokens: i64,
+}
+
+impl Sizes {
+    fn of(turn: &Turn) -> Self {
+        // Whatever an upstream says: the sum of all turns stays a number that both databases have.
+        let tokens = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX).min(1 << 40);
+        let usage = turn.usage.unwrap_or_default();
+        Self {
+            bytes: signed(turn.question.content.len() + turn.answer.content.len()),
+            prompt_tokens: tokens(usage.prompt_tokens),
+            completion_tokens: tokens(usage.completion_tokens),
+        }
+    }
+}
+
+async fn insert_turn(connection: &mut PgConnection, key: i64, seq: i64, turn: &Turn) -> Result<(), sqlx::Error> {
     const SQL: &str = "INSERT INTO messages (conversation, seq, role, content, timestamp, interrupted) \
         VALUES ($1, $2, $3, $4, $5, $6), ($1, $7, $8, $9, $10, $11)";
-    let Turn { question, answer, .. } = turn;
-    within!(transaction, connection => {
-        let query = sqlx::query(SQL).bind(key);
-        let query = query.bind(seq).bind(question.role.as_str()).bind(question.content.as_bytes());
-        let query = query.bind(question.timestamp.as_str()).bind(i64::from(question.interrupted));
-        let query = query.bind(seq + 1).bind(answer.role.as_str()).bind(answer.content.as_bytes());
-        let query = query.bind(answer.timestamp.as_str()).bind(i64::from(answer.interrupted));
-        query.execute(connection).await.map(|_| ())
-    })
+    let mut query = sqlx::query(SQL).bind(key);
+    for (seq, message) in (seq..).zip([&turn.question, &turn.answer]) {
+        query = query.bind(seq).bind(message.role.as_str()).bind(message.content.as_bytes());
+        query = query.bind(message.timestamp.as_str()).bind(i64::from(message.interrupted));
+    }
+    query.execute(connection).await.map(|_| ())
 }
 
 /// Removes all messages. False: no such conversation.
@@ -389,9 +492,45 @@ fn conversation(row: ConversationRow) -> Result<Conversation, sqlx::Error> {
     })
 }
 
-fn message((role, content, timestamp, interrupted): MessageRow) -> Result<StoredMessage, sqlx::Error> {
-    let role = Role::parse(&role).ok_or_else(|| damaged("a role"))?;
-    Ok(StoredMessage { role, content: text(content)?, timestamp, interrupted: interrupted != 0 })
+/// Many messages in one row, because every row of its own wakes the task that reads: `packed` has the fields of each,
+/// behind commas, and with the lengths of what is one behind the other in the other columns. The order is whatever it is.
+fn unpack<T>(
+    packed: &Option<String>,
+    mut message: impl FnMut(&mut Split<'_, char>) -> Option<T>,
+) -> Result<Vec<T>, sqlx::Error> {
+    let all = packed.iter().flat_map(|packed| packed.split(','));
+    all.map(|fields| message(&mut fields.split(' ')).ok_or_else(|| damaged("a message"))).collect()
+}
+
+fn number<T: FromStr>(fields: &mut Split<'_, char>) -> Option<T> {
+    fields.next()?.parse().ok()
+}
+
+/// What is left to be taken of the texts.
+struct Unpacking<'a> {
+    contents: &'a [u8],
+    timestamps: &'a str,
+}
+
+impl<'a> Unpacking<'a> {
+    fn new(contents: &'a Option<Vec<u8>>, timestamps: &'a Option<String>) -> Self {
+        Self {
+            contents: contents.as_deref().unwrap_or_default(),
+            timestamps: timestamps.as_deref().unwrap_or_default(),
+        }
+    }
+
+    fn content(&mut self, bytes: usize) -> Option<String> {
+        let (content, rest) = self.contents.split_at_checked(bytes)?;
+        self.contents = rest;
+        std::str::from_utf8(content).ok().map(str::to_owned)
+    }
+
+    fn timestamp(&mut self, bytes: usize) -> Option<String> {
+        let (timestamp, rest) = self.timestamps.split_at_checked(bytes)?;
+        self.timestamps = rest;
+        Some(timestamp.to_owned())
+    }
 }
 
 fn text(bytes: Vec<u8>) -> Result<String, sqlx::Error> {

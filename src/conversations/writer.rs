@@ -197,6 +197,10 @@ async fn write_all(pool: &Pool, writes: &[Write]) -> Vec<Outcome> {
 }
 
 async fn commit(pool: &Pool, writes: &[Write]) -> Result<Vec<Done>, sqlx::Error> {
+    if let (Pool::Sqlite { write, .. }, [Write::Append { owner, id, turn }]) = (pool, writes) {
+        let appended = queries::append_alone(write, owner, id, turn).await?;
+        return Ok(vec![appended.map_or(Done::No, Done::Appended)]);
+    }
     let mut transaction = Transaction::begin(pool).await?;
     let all = apply_all(&mut transaction, writes).await;
     transaction.end(all).await

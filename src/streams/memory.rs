@@ -149,7 +149,7 @@ impl MemoryLog {
             if let Some(status) = ends_with {
                 session.status = status;
             }
-            // While the session is locked, so that a reader who is woken sees what woke it.
+            // After what they are woken for, so that they find it.
             session.wake.notify_waiters();
         }
         if ends_with.is_some() {

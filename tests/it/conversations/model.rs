@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ai_service::{
     conversations::{Conversations, Counts, StoreError, StoredMessage, Turn},
     ids::{ConversationId, Owner},
-    message::{Role, Usage},
+    message::{Message, Role, Usage},
 };
 use proptest::{
     collection::vec,
@@ -242,7 +242,8 @@ impl Pair<'_> {
             Operation::Newest(which, before, limit) => {
                 let newest = store.newest(self.owner(which), &Self::id(which), before, limit).await.unwrap();
                 let all = self.model.get(&which).map_or(&[][..], |known| &known.messages);
-                let numbered = (0_u64..).zip(all.iter().cloned()).collect::<Vec<_>>();
+                let sent = |message: &StoredMessage| Message::new(message.role, message.content.as_str());
+                let numbered = (0_u64..).zip(all.iter().map(sent)).collect::<Vec<_>>();
                 let numbered = numbered.into_iter().rev().filter(|(seq, _)| *seq < before);
                 let known: Vec<_> = numbered.take(limit as usize).collect();
                 assert!(newest.messages == known, "{newest:?} {known:?}");

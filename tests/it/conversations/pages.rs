@@ -33,6 +33,7 @@ async fn all(app: &TestApp, limit: usize, between: impl AsyncFn(usize)) -> Vec<S
         assert!(ids.len() <= limit);
         found.extend(ids);
         pages += 1;
+        assert!(pages < 1000, "the pages end");
         between(pages).await;
         match next {
             Some(next) => cursor = next,

@@ -31,13 +31,15 @@ const GUARDED_SERVICE: Target = Target { name: "service, keys and limits", role:
 const UNKNOWN: Target = Target { name: "refused: no key (401)", role: "service-guarded", path: "/chat" };
 const OVER: Target = Target { name: "refused: over the limit (429)", role: "service-exhausted", path: "/chat" };
 const BLOCKED: Target = Target { name: "refused: blocked address (403)", role: "service-blocking", path: "/chat" };
+/// The least that saying no can cost over HTTP with axum, whoever asks.
+const REFUSING: Target = Target { name: "bare axum that refuses all (401)", role: "bare-refusing", path: "/chat" };
 
 const CONNECTIONS: usize = 64;
 
 pub(crate) async fn report(plan: &Plan) {
     let upstream = plan.start_upstream("simulator");
     let mut found = Found::new();
-    for target in plan.visits(&[SERVICE, GUARDED_SERVICE, UNKNOWN, OVER, BLOCKED]) {
+    for target in plan.visits(&[SERVICE, GUARDED_SERVICE, UNKNOWN, OVER, BLOCKED, REFUSING]) {
         let process = plan.start(target, &upstream);
         found.add(target.name, measure(target, &process, Load::of(CONNECTIONS, plan.duration)).await);
     }
@@ -51,7 +53,7 @@ pub(crate) async fn report(plan: &Plan) {
     );
     let cpu = |target: Target| found.median(target.name, cpu);
     println!("keys and limits, CPU per request: {:+.1} µs (goal: at most 3)", cpu(GUARDED_SERVICE) - cpu(SERVICE));
-    for target in [UNKNOWN, OVER, BLOCKED] {
+    for target in [UNKNOWN, OVER, BLOCKED, REFUSING] {
         println!(
             "{} / served, CPU per request: {:.2} (goal: at most 0.20)",
             target.name,
@@ -68,7 +70,7 @@ async fn measure(target: &Target, process: &Process, load: Load) -> Measured {
     let (headers, status) = match target.name {
         name if name == GUARDED_SERVICE.name => (AUTHORIZATION, "200"),
         name if name == OVER.name => (AUTHORIZATION, "429"),
-        name if name == UNKNOWN.name => ("", "401"),
+        name if name == UNKNOWN.name || name == REFUSING.name => ("", "401"),
         name if name == BLOCKED.name => ("", "403"),
         _ => ("", "200"),
     };

@@ -39,6 +39,7 @@ pub(crate) fn play(role: &str, upstream: Option<&str>) {
         "simulator" => alone(simulator()),
         "bare" => alone(async { bare::serve(listener().await, &url(), false).await }),
         "bare-merging" => alone(async { bare::serve(listener().await, &url(), true).await }),
+        "bare-refusing" => alone(async { bare::refuse(listener().await).await }),
         "service" => service(&url(), &[]),
         "service-guarded" => service(&url(), &access::GUARDED),
         "service-exhausted" => service(&url(), &access::EXHAUSTED),

@@ -74,6 +74,15 @@ pub(crate) async fn serve(listener: TcpListener, upstream: &str, merges: bool) {
     axum::serve(listener, router.with_state(upstream)).await.unwrap();
 }
 
+/// Says no to everybody, with a body as long as an error's.
+pub(crate) async fn refuse(listener: TcpListener) {
+    const BODY: &str = r#"{"detail":"authentication is required","error":{"code":"unauthorized","request_id":"req_0123456789abcdef0123456789abcdef"}}"#;
+    let router =
+        Router::new().fallback(|| async { (StatusCode::UNAUTHORIZED, [(CONTENT_TYPE, "application/json")], BODY) });
+    let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
+    axum::serve(listener, router).await.unwrap();
+}
+
 impl Upstream {
     async fn ask(&self, question: &Question<'_>, streams: bool) -> Result<reqwest::Response, StatusCode> {
         let message = |role, content| Message { role: Cow::Borrowed(role), content: Cow::Borrowed(content) };

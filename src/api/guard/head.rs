@@ -28,32 +28,34 @@ pub(crate) fn policy(path: &str) -> Policy {
     }
 }
 
-/// What is looked at, taken out of the request, which goes on to its handler.
+/// What is looked at.
 #[derive(Debug)]
-pub(super) struct Head {
-    pub(super) method: Method,
+pub(super) struct Head<'a> {
     pub(super) policy: Policy,
     /// The stream that the path names, if it names one.
     pub(super) stream: Option<StreamId>,
-    pub(super) ticket: Option<String>,
-    headers: HeaderMap,
+    method: &'a Method,
+    query: Option<&'a str>,
+    headers: &'a HeaderMap,
 }
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-impl Head {
-    pub(super) fn of<B>(request: &Request<B>, routes: &matchit::Router<Policy>) -> Self {
+impl<'a> Head<'a> {
+    pub(super) fn of<B>(request: &'a Request<B>, routes: &matchit::Router<Policy>) -> Self {
         let matched = routes.at(request.uri().path()).ok();
         let policy = matched.as_ref().map_or(Policy::Private, |matched| *matched.value);
         let stream = matched.as_ref().and_then(|matched| matched.params.get("stream_id")).and_then(StreamId::parse);
-        let ticket = request.uri().query().and_then(ticket_in).map(str::to_owned);
-        let mut headers = HeaderMap::new();
-        for name in [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL, FORWARDED_FOR] {
-            for value in request.headers().get_all(&name) {
-                headers.append(name.clone(), value.clone());
-            }
-        }
-        Self { method: request.method().clone(), policy, stream, ticket, headers }
+        Self { policy, stream, method: request.method(), query: request.uri().query(), headers: request.headers() }
+    }
+
+    /// The stream that is to be read.
+    pub(super) fn read(&self) -> Option<StreamId> {
+        self.stream.filter(|_| self.policy == Policy::Stream && self.method == Method::GET)
+    }
+
+    pub(super) fn ticket(&self) -> Option<&'a str> {
+        self.query.and_then(ticket_in)
     }
 
     /// The values of `X-Forwarded-For`.

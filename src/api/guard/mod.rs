@@ -29,7 +29,7 @@ use std::{
 };
 
 use axum::{
-    http::{Method, Request},
+    http::Request,
     response::{IntoResponse, Response},
 };
 use tower::{Layer, Service};
@@ -107,49 +107,42 @@ struct Pass {
     requests: Option<Standing>,
 }
 
-/// A request that goes no further.
+/// A request that goes no further, though its caller is known.
 #[derive(Debug)]
 struct Refusal {
     error: ApiError,
-    /// There where the caller is known.
-    pass: Option<Pass>,
-}
-
-impl From<ApiError> for Box<Refusal> {
-    fn from(error: ApiError) -> Self {
-        Self::new(Refusal { error, pass: None })
-    }
+    pass: Pass,
 }
 
 impl GuardLayer {
-    /// Everything but the room, in the order of the table. `None`: everybody may.
-    async fn admit(&self, head: &Head, peer: IpAddr) -> Result<Option<Pass>, Box<Refusal>> {
+    /// Everything but the room and the limits, in the order of the table. `None`: everybody may.
+    fn admit(&self, head: &Head<'_>, peer: IpAddr) -> Result<Option<Identity>, ApiError> {
         let rules = &*self.rules;
         let address = rules.addresses.caller(peer, head.forwarded());
         if rules.addresses.judge(address) == Verdict::Blocked {
-            return Err(ApiError::AddressBlocked { retry_after: None }.into());
+            return Err(ApiError::AddressBlocked { retry_after: None });
         }
         if head.policy == Policy::Public {
             return Ok(None);
         }
         let key = AddressKey::of(address);
         if let Some(left) = rules.failures.blocked(key) {
-            return Err(ApiError::AddressBlocked { retry_after: Some(left) }.into());
+            return Err(ApiError::AddressBlocked { retry_after: Some(left) });
         }
         match self.identify(head, key) {
-            Ok(who) => self.count(head, who).await.map(Some),
+            Ok(who) => Ok(Some(who)),
             Err(denied) => {
                 // Whoever brings nothing tries nothing out.
                 if denied == Denied::Invalid && rules.failures.count(key) {
                     tracing::warn!(address = key.name(), "blocked for failing to authenticate too often");
                 }
-                Err(ApiError::Unauthorized.into())
+                Err(ApiError::Unauthorized)
             }
         }
     }
 
     /// Who calls.
-    fn identify(&self, head: &Head, key: AddressKey) -> Result<Identity, Denied> {
+    fn identify(&self, head: &Head<'_>, key: AddressKey) -> Result<Identity, Denied> {
         let rules = &*self.rules;
         if rules.is_open() {
             return Ok(Identity::Known(Caller { owner: Owner::default(), who: key.name().into() }));
@@ -164,7 +157,7 @@ impl GuardLayer {
                 Some(token) => rules.authenticator.owner_of(token).map(by_token),
                 None => Err(Denied::Missing),
             },
-            Policy::Stream => match (&head.ticket, head.stream) {
+            Policy::Stream => match (head.ticket(), head.stream) {
                 (Some(ticket), Some(id)) if rules.tickets.is_for(ticket, id) => Ok(Identity::TicketHolder(id)),
                 (Some(_), _) => Err(Denied::Invalid),
                 (None, _) => Err(Denied::Missing),
@@ -173,16 +166,20 @@ impl GuardLayer {
         }
     }
 
-    /// Counts the request against the caller's limits. A limiter that is away lets everybody through: it protects the
-    /// purse, not the data.
-    async fn count(&self, head: &Head, who: Identity) -> Result<Pass, Box<Refusal>> {
+    /// Whether a request counts against anything, or has to be told where it stands.
+    fn counts(&self, read: Option<StreamId>) -> bool {
+        read.is_some() || self.rules.requests.is_some() || self.rules.tokens.is_some()
+    }
+
+    /// Counts the request against the caller's limits; `read` is the stream that it reads. A limiter that is away lets
+    /// everybody through: it protects the purse, not the data.
+    async fn count(&self, who: Identity, read: Option<StreamId>) -> Result<Pass, Box<Refusal>> {
         let Rules { limiter, requests, .. } = &*self.rules;
         let name: Arc<str> = match &who {
             Identity::Known(caller) => Arc::clone(&caller.who),
             Identity::TicketHolder(id) => format!("ticket:{id}").into(),
         };
         // Reading is not limited; reading the same again and again is.
-        let read = head.stream.filter(|_| head.policy == Policy::Stream && head.method == Method::GET);
         let again = match read {
             Some(id) => limiter.take(&format!("{name} {id}"), RECONNECTS, 1).await.ok(),
             None => None,
@@ -193,7 +190,7 @@ impl GuardLayer {
         };
         let pass = Pass { who, requests };
         match [again, requests].into_iter().flatten().find(|standing| !standing.is_allowed) {
-            Some(standing) => Err(Box::new(Refusal { error: ApiError::OverRequests { standing }, pass: Some(pass) })),
+            Some(standing) => Err(Box::new(Refusal { error: ApiError::OverRequests { standing }, pass })),
             None => Ok(pass),
         }
     }
@@ -227,7 +224,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let GuardLayer { rules, routes, in_flight } = &self.guard;
         let place = InFlight::enter(in_flight, rules.max_in_flight);
         if place.is_none() && routes.at(request.uri().path()).map_or(true, |found| *found.value != Policy::Public) {
@@ -237,25 +234,29 @@ where
             return Guarding::open(self.inner.call(request), place);
         }
         let head = Head::of(&request, routes);
+        let read = head.read();
+        let who = match self.guard.admit(&head, self.peer) {
+            Ok(Some(who)) => who,
+            Ok(None) => return Guarding::open(self.inner.call(request), place),
+            Err(error) => return Guarding::refused(error),
+        };
+        request.extensions_mut().insert(who.clone());
+        if !self.guard.counts(read) {
+            return Guarding::open(self.inner.call(request), place);
+        }
         // The one that is ready goes with the request, as tower asks for.
         let fresh = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, fresh);
-        let (guard, peer) = (self.guard.clone(), self.peer);
+        let guard = self.guard.clone();
         let answer = async move {
-            let (mut response, pass) = match guard.admit(&head, peer).await {
+            let (mut response, pass) = match guard.count(who, read).await {
                 Ok(pass) => {
-                    let mut request = request;
-                    if let Some(pass) = &pass {
-                        request.extensions_mut().insert(pass.who.clone());
-                    }
                     let Ok(response) = inner.call(request).await;
                     (response, pass)
                 }
                 Err(refusal) => (refusal.error.into_response(), refusal.pass),
             };
-            if let Some(pass) = &pass {
-                guard.tell_standing(pass, &mut response).await;
-            }
+            guard.tell_standing(&pass, &mut response).await;
             response
         };
         Guarding::guarded(Box::pin(answer), place)

@@ -57,6 +57,31 @@ async fn the_first_turn_gets_a_title_in_the_background_and_the_second_does_not()
 }
 
 #[tokio::test]
+async fn a_title_that_could_not_be_made_is_not_asked_for_with_every_turn() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    upstream.then_json(&answer("하나")).then_status(400, "", "{}").then_json(&answer("둘"));
+    app.chat(&json!({"message": "어디 걸을까?", "conversation_id": "walk"})).await;
+    eventually(async || upstream.seen().len() == 2).await;
+    app.chat(&json!({"message": "또?", "conversation_id": "walk"})).await;
+    assert_eq!(app.get("/conversations/walk").await.json()["title"], Value::Null);
+    assert!(app.stop_gracefully().await, "what runs in the background has ended");
+    assert_eq!(upstream.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn no_title_is_asked_for_a_conversation_that_was_given_one() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    assert_eq!(app.post("/conversations", &json!({"id": "walk", "title": "산책"})).await.status, 201);
+    upstream.then_json(&answer("하나"));
+    app.chat(&json!({"message": "어디 걸을까?", "conversation_id": "walk"})).await;
+    assert_eq!(app.get("/conversations/walk").await.json()["title"], "산책");
+    assert!(app.stop_gracefully().await, "what runs in the background has ended");
+    assert_eq!(upstream.seen().len(), 1);
+}
+
+#[tokio::test]
 async fn no_title_is_made_when_that_is_switched_off() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start_with(&upstream.base_url, |config| config.conversations.auto_title = false).await;

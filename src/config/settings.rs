@@ -1,0 +1,270 @@
+//! The settings of everything but the upstream and the callers.
+
+use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
+
+use secrecy::{ExposeSecret, SecretString};
+use url::Url;
+
+use super::Reader;
+
+/// Where the service listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listen {
+    /// `HOST`: an IP address or `localhost`. Default `0.0.0.0`.
+    pub host: String,
+    /// `PORT`. Default 8000; 0 lets the system choose.
+    pub port: u16,
+}
+
+impl Listen {
+    /// Whether only this machine can connect.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        self.host == "localhost" || self.host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    }
+}
+
+/// How long streams are kept, and how much of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Streams {
+    /// `STREAM_TTL_SECONDS`: how long a stream can be read after its end. 600 s.
+    pub ttl: Duration,
+    /// `STREAM_ORPHAN_SECONDS`: how long a stream runs that nobody ever reads; 0 is for ever. 60 s.
+    pub orphan: Duration,
+    /// `STREAM_LOG_MAX_BYTES`: memory for the entries of all streams. 256 MiB.
+    pub max_bytes: usize,
+}
+
+/// Where conversations are stored, and what of them is sent.
+#[derive(Clone, Debug)]
+pub struct Conversations {
+    /// `DATABASE_URL`, or the content of the file that `DATABASE_URL_FILE` names. Default
+    /// `sqlite://data/ai-service.db`; in memory with `--demo`.
+    pub database: Database,
+    /// `HISTORY_MAX_TOKENS`: the most tokens of a stored conversation that are sent with a question. 8,000.
+    pub history_max_tokens: usize,
+    /// `AUTO_TITLE`: whether a title is made after the first turn. On.
+    pub auto_title: bool,
+}
+
+/// A place for conversations. `Debug` shows no password.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// `sqlite::memory:`: gone with the process.
+    SqliteInMemory,
+    /// `sqlite://…`: a file; made, with its directory, when it is missing.
+    Sqlite(PathBuf),
+    /// `postgres://…`
+    Postgres(SecretString),
+}
+
+/// What a request gets that does not say otherwise.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Defaults {
+    /// `DEFAULT_MODEL`. Default `gpt-3.5-turbo`.
+    pub model: String,
+    /// `DEFAULT_TEMPERATURE`, 0 to 2. Default 0.7.
+    pub temperature: f64,
+    /// `DEFAULT_MAX_TOKENS`, at least 1. Default 2000.
+    pub max_tokens: u32,
+}
+
+/// `CORS_ALLOW_ORIGINS`: whose pages may call. Default `*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AllowedOrigins {
+    /// `*`: any page, without credentials.
+    Any,
+    /// A comma-separated list: these, with credentials.
+    List(Vec<String>),
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// `LOG_LEVEL`, in Python's or in Rust's names. Default `INFO`.
+    pub level: LogLevel,
+    /// `LOG_FORMAT`: `text` or `json`. Default `text`.
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Trace,
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Bounds on what a caller may use up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// `MAX_BODY_BYTES`: the largest request body. Default 2 MiB.
+    pub body_bytes: usize,
+    /// Time for a request's head, and for a kept connection to say something. 10 s.
+    pub head_time: Duration,
+    /// Time for a request's body. 30 s.
+    pub body_time: Duration,
+    /// How long what is written to a caller may get nowhere. 30 s.
+    pub write_time: Duration,
+    /// Connections at once. `MAX_CONNECTIONS`; by default what the limit on open files allows for: each may need
+    /// another one to the upstream.
+    pub connections: usize,
+    /// `SHUTDOWN_GRACE_SECONDS`: time for running answers after SIGTERM. Default 30 s.
+    pub shutdown_grace: Duration,
+}
+
+impl Reader<'_> {
+    pub(super) fn listen(&mut self) -> Listen {
+        let host = |v: &str| (v == "localhost" || v.parse::<IpAddr>().is_ok()).then(|| v.to_owned());
+        Listen {
+            host: self.parse("HOST", "0.0.0.0".to_owned(), "an IP address or localhost", host),
+            port: self.parse("PORT", 8000, "a port from 0 to 65535", |v| v.parse().ok()),
+        }
+    }
+
+    pub(super) fn defaults(&mut self) -> Defaults {
+        let temperature = |v: &str| v.parse().ok().filter(|t| (0.0..=2.0).contains(t));
+        let max_tokens = |v: &str| v.parse().ok().filter(|n| (1..=MAX_TOKENS_LIMIT).contains(n));
+        let model = |v: &str| is_model_name(v).then(|| v.to_owned());
+        Defaults {
+            model: self.parse("DEFAULT_MODEL", "gpt-3.5-turbo".to_owned(), "a model's name", model),
+            temperature: self.parse("DEFAULT_TEMPERATURE", 0.7, "a number from 0 to 2", temperature),
+            max_tokens: self.parse("DEFAULT_MAX_TOKENS", 2000, "a whole number of at least 1", max_tokens),
+        }
+    }
+
+    pub(super) fn cors(&mut self) -> AllowedOrigins {
+        let expected = "* or a comma-separated list of origins such as https://app.example.com";
+        self.parse("CORS_ALLOW_ORIGINS", AllowedOrigins::Any, expected, |value| {
+            if value == "*" {
+                return Some(AllowedOrigins::Any);
+            }
+            let origins = value.split(',').map(str::trim).filter(|o| !o.is_empty());
+            let origins: Option<Vec<_>> = origins.map(origin).collect();
+            origins.filter(|list| !list.is_empty()).map(AllowedOrigins::List)
+        })
+    }
+
+    pub(super) fn log(&mut self) -> Log {
+        let level = |v: &str| match v.to_ascii_uppercase().as_str() {
+            "TRACE" | "NOTSET" => Some(LogLevel::Trace),
+            "DEBUG" => Some(LogLevel::Debug),
+            "INFO" => Some(LogLevel::Info),
+            "WARNING" | "WARN" => Some(LogLevel::Warn),
+            "ERROR" | "CRITICAL" | "FATAL" => Some(LogLevel::Error),
+            _ => None,
+        };
+        let format = |v: &str| match v.to_ascii_lowercase().as_str() {
+            "text" => Some(LogFormat::Text),
+            "json" => Some(LogFormat::Json),
+            _ => None,
+        };
+        let levels = "DEBUG, INFO, WARNING, ERROR or CRITICAL";
+        Log {
+            level: self.parse("LOG_LEVEL", LogLevel::Info, levels, level),
+            format: self.parse("LOG_FORMAT", LogFormat::Text, "text or json", format),
+        }
+    }
+
+    pub(super) fn limits(&mut self) -> Limits {
+        let bytes = |v: &str| v.parse().ok().filter(|n| (1024..=64 * 1024 * 1024).contains(n));
+        let count = |v: &str| v.parse().ok().filter(|n| *n >= 1);
+        let two_mib = 2 * 1024 * 1024;
+        Limits {
+            body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
+            head_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(30),
+            connections: self.parse("MAX_CONNECTIONS", connections_by_default(), "a whole number of at least 1", count),
+            shutdown_grace: self.seconds("SHUTDOWN_GRACE_SECONDS", Duration::from_secs(30), 0..=3600),
+        }
+    }
+
+    pub(super) fn streams(&mut self) -> Streams {
+        let bytes = |v: &str| v.parse().ok().filter(|n| *n >= 1024 * 1024);
+        Streams {
+            ttl: self.seconds("STREAM_TTL_SECONDS", Duration::from_secs(600), 1..=86400),
+            orphan: self.seconds("STREAM_ORPHAN_SECONDS", Duration::from_secs(60), 0..=86400),
+            max_bytes: self.parse("STREAM_LOG_MAX_BYTES", 256 * 1024 * 1024, "bytes, at least 1048576", bytes),
+        }
+    }
+
+    pub(super) fn conversations(&mut self, demo: bool) -> Conversations {
+        let name = "DATABASE_URL";
+        let default = if demo { Database::SqliteInMemory } else { Database::Sqlite("data/ai-service.db".into()) };
+        // The value is not shown: it may carry a password.
+        let database = match self.optional_secret(name, "DATABASE_URL_FILE") {
+            None => default,
+            Some(url) => database(&url).unwrap_or_else(|| {
+                let forms = "sqlite://path/to/file.db, sqlite::memory: or postgres://user:password@host:5432/database";
+                self.problems.push(format!("{name} must have one of the forms {forms}"));
+                default
+            }),
+        };
+        let tokens = |v: &str| v.parse().ok().filter(|n| *n <= 10_000_000);
+        Conversations {
+            database,
+            history_max_tokens: self.parse("HISTORY_MAX_TOKENS", 8000, "a whole number up to 10000000", tokens),
+            auto_title: self.switch("AUTO_TITLE", true),
+        }
+    }
+}
+
+/// Half of the open files that this process may have, less some for everything else.
+fn connections_by_default() -> usize {
+    // Linux tells in a file; elsewhere the usual limit of a shell is assumed.
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let files = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(1024_usize);
+    (files.saturating_sub(64) / 2).max(16)
+}
+
+/// The place that `url` names.
+fn database(url: &SecretString) -> Option<Database> {
+    let text = url.expose_secret();
+    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        return Some(Database::Postgres(url.clone()));
+    }
+    if text == ":memory:" {
+        return Some(Database::SqliteInMemory);
+    }
+    let path = text.strip_prefix("sqlite:")?;
+    let path = path.strip_prefix("//").unwrap_or(path);
+    match path {
+        ":memory:" => Some(Database::SqliteInMemory),
+        // A query would be sqlx's options, which are the service's own affair.
+        path if path.is_empty() || path.contains('?') => None,
+        path => Some(Database::Sqlite(path.into())),
+    }
+}
+
+/// Most tokens one answer may be allowed: what a 32-bit integer of any client holds.
+pub const MAX_TOKENS_LIMIT: u32 = 2_147_483_647;
+
+/// Whether `name` can be a model's name: `[A-Za-z0-9._:/-]{1,128}`. It is sent, logged and remembered, so
+/// nothing else gets through.
+#[must_use]
+pub fn is_model_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b':' | b'/' | b'-'))
+}
+
+/// The origin as a browser sends it: scheme, host and a port that is not the default; no path.
+fn origin(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok()?;
+    let plain = matches!(url.scheme(), "http" | "https")
+        && url.path() == "/"
+        && !text.ends_with('/')
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    plain.then(|| url.origin().ascii_serialization())
+}

@@ -108,7 +108,7 @@ impl Pump {
     pub(super) async fn run(
         &mut self,
         client: &Client,
-        beginning: &Beginning,
+        beginning: &mut Beginning,
         orphaned: Option<impl Future<Output = bool>>,
     ) -> bool {
         let (_, never) = oneshot::channel();
@@ -136,13 +136,16 @@ impl Pump {
             () = orphaned => Outcome::Orphaned,
         };
         // The upstream's connection is closed by now: `produce` is dropped.
-        self.end(outcome, &beginning.model).await
+        // The end in a box of its own, as the beginning is: storing a turn takes several times the state of all the rest.
+        Box::pin(self.end(outcome, &beginning.model)).await
     }
 
-    async fn produce(&mut self, client: &Client, beginning: &Beginning) -> Outcome {
+    async fn produce(&mut self, client: &Client, beginning: &mut Beginning) -> Outcome {
+        // Not kept for longer than they are needed: a history is large, and a stream may be open for long.
+        let messages = std::mem::take(&mut beginning.messages);
         let completion = Completion {
             model: &beginning.model,
-            messages: &beginning.messages,
+            messages: &messages,
             temperature: beginning.temperature,
             max_tokens: beginning.max_tokens,
         };
@@ -154,6 +157,7 @@ impl Pump {
             Ok(answer) => answer,
             Err(error) => return Outcome::Failed(error),
         };
+        drop(messages);
         loop {
             let behind = self.encoder.last();
             let Self { encoder, text, .. } = self;

@@ -51,6 +51,9 @@ pub(super) struct Beginning {
 /// How long stopping waits for what is behind a stream: that it has left the upstream, paid its bill and stored its turn.
 const SETTLE: Duration = Duration::from_secs(5);
 
+/// Most that an open stream's task may take, in bytes: there may be thousands.
+const TASK_BYTES: usize = 4096;
+
 /// The streams of one app.
 #[derive(Clone, Debug)]
 pub struct ChatStreams(Arc<Shared>);
@@ -117,28 +120,30 @@ impl ChatStreams {
         let mut pump =
             Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping, bill };
         let streams = self.clone();
-        self.0.tasks.spawn(async move {
+        let produce = async move {
             let orphan = streams.0.orphan;
             let nobody_reads = async {
                 tokio::time::sleep(orphan).await;
                 streams.0.running.get(&id).is_some_and(|running| !running.was_read)
             };
-            let run = pump.run(&client, &beginning, (!orphan.is_zero()).then_some(nobody_reads));
+            let run = pump.run(&client, &mut beginning, (!orphan.is_zero()).then_some(nobody_reads));
             let outcome = AssertUnwindSafe(run).catch_unwind().await;
             match outcome {
                 Ok(true) => {}
-                Ok(false) => streams.keep_interrupted(id, &beginning).await,
+                Ok(false) => Box::pin(streams.keep_interrupted(id, &beginning)).await,
                 Err(_) => {
                     // A bug; its readers must not wait for ever. What the panic says may hold anything.
                     tracing::error!(stream_id = %id, "a producer panicked");
-                    streams.end(id, internal_error).await;
+                    Box::pin(streams.end(id, internal_error)).await;
                 }
             }
             streams.0.running.remove(&id);
             // The bill of one that panicked is paid here.
             drop(pump);
             drop(is_settled);
-        });
+        };
+        debug_assert!(std::mem::size_of_val(&produce) <= TASK_BYTES, "what is needed only once belongs in a box");
+        self.0.tasks.spawn(produce);
         Ok(id)
     }
 

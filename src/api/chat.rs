@@ -65,7 +65,8 @@ async fn chat(
     Json(request): Json<StreamRequest>,
 ) -> Result<Response, ApiError> {
     if stream::accepts(&headers, "text/event-stream") {
-        return as_stream(state, caller, key, request).await;
+        // In a box, as everything here that is not the usual: what a handler may need is moved about for every request.
+        return Box::pin(as_stream(state, caller, key, request)).await;
     }
     let model = state.service.model_for(&request.chat).to_owned();
     let failed = |error| ApiError::Chat { error, model };
@@ -102,7 +103,7 @@ async fn answer(
     request: StreamRequest,
 ) -> Result<ChatAnswer, ChatError> {
     match request.conversation {
-        Some(id) => service.chat(caller, id, request.chat).await,
+        Some(id) => Box::pin(service.chat(caller, id, request.chat)).await,
         None => service.chat_with_history(caller, request.chat).await,
     }
 }

@@ -100,7 +100,9 @@ pub(crate) async fn begin(
     let StreamRequest { chat, conversation, on_disconnect } = request;
     let (service, streams) = (&state.service, &state.streams);
     let begun = match conversation {
-        Some(conversation) => service.chat_stream(streams, &caller, conversation, (chat, on_disconnect)).await,
+        Some(conversation) => {
+            Box::pin(service.chat_stream(streams, &caller, conversation, (chat, on_disconnect))).await
+        }
         None => service.chat_stream_with_history(streams, &caller, chat, on_disconnect).await,
     };
     if let Some(ticket) = ticket {

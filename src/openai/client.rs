@@ -206,7 +206,7 @@ impl Client {
             if status.is_success() {
                 return Ok(response);
             }
-            let (failure, body) = self.refusal(response).await;
+            let (failure, body) = Box::pin(self.refusal(response)).await;
             if status != StatusCode::BAD_REQUEST {
                 return Err(failure);
             }

@@ -2,6 +2,7 @@
 
 use std::{future::Future, time::Duration};
 
+use futures_util::FutureExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::openai::error::{Stage, UpstreamError};
@@ -32,11 +33,12 @@ impl Deadline {
     ///
     /// # Errors
     /// Its own, and that it was too slow.
-    pub(super) async fn bounds<T>(
+    pub(super) fn bounds<T>(
         self,
         work: impl Future<Output = Result<T, UpstreamError>>,
-    ) -> Result<T, UpstreamError> {
+    ) -> impl Future<Output = Result<T, UpstreamError>> {
         let late = UpstreamError::Timeout { stage: self.stage, limit: self.limit };
-        timeout_at(self.at, work).await.unwrap_or(Err(late))
+        // Not an `async fn`, which would have room for the work twice: as its argument and as what it waits for.
+        timeout_at(self.at, work).map(|outcome| outcome.unwrap_or(Err(late)))
     }
 }

@@ -104,9 +104,10 @@ pub(crate) async fn serve(listener: TcpListener, script: Script) {
     let parts = Rc::new(script.parts());
     let work = async {
         let mut clients = JoinSet::new();
-        loop {
+        let start = Instant::now();
+        for number in 0.. {
             let (stream, _) = listener.accept().await.unwrap();
-            clients.spawn_local(answer(stream, script, Rc::clone(&parts)));
+            clients.spawn_local(answer(stream, script, Rc::clone(&parts), start + phase(script, number)));
             // Whose client has left is over.
             while clients.try_join_next().is_some() {}
         }
@@ -114,14 +115,23 @@ pub(crate) async fn serve(listener: TcpListener, script: Script) {
     LocalSet::new().run_until(work).await;
 }
 
-async fn answer(stream: TcpStream, script: Script, parts: Rc<Vec<Vec<u8>>>) -> io::Result<()> {
+/// When within an interval a connection speaks. Evenly spread, and the same for every target: how many streams speak at
+/// the same moment decides how often a target wakes up, which costs as much as the words.
+fn phase(script: Script, connection: u32) -> Duration {
+    const SPREAD: u32 = 200;
+    script.interval * (connection % SPREAD) / SPREAD
+}
+
+async fn answer(stream: TcpStream, script: Script, parts: Rc<Vec<Vec<u8>>>, mut due: Instant) -> io::Result<()> {
     let mut connection = Connection::on(stream)?;
     loop {
         connection.request().await?;
-        let mut due = Instant::now();
         for (number, part) in parts.iter().enumerate() {
-            if number > 0 {
-                due += script.interval;
+            if number > 0 && !script.interval.is_zero() {
+                // The next of its moments, be it soon.
+                while due <= Instant::now() {
+                    due += script.interval;
+                }
                 sleep_until(due).await;
             }
             connection.send(part).await?;

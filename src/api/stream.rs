@@ -1,6 +1,6 @@
 //! `POST /chat/stream`, and `GET` and `DELETE /chat/stream/{id}`: begin, read, stop.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, pin::pin, time::Duration};
 
 use axum::{
     body::Body,
@@ -242,6 +242,8 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
         let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
         keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut was_silent = true;
+        // One for the whole stream: making it anew for every word would cost as much as reading the word.
+        let mut is_closing = pin!(closing.cancelled());
         loop {
             let followed = tokio::select! {
                 biased;
@@ -252,7 +254,7 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                     }
                     continue;
                 }
-                () = closing.cancelled() => {
+                () = &mut is_closing => {
                     // What is in the log already, first; and then a hint to come back elsewhere, spread out.
                     if let Some(Followed::Entries(pieces)) = reader.next().now_or_never() {
                         for piece in pieces {

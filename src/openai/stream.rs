@@ -55,6 +55,9 @@ const GATHER_BYTES: usize = 16 * 1024;
 /// Without it a burst cost a bare service of this stack 6.1 µs of CPU a word instead of 1.3.
 const GATHER_TURNS: u32 = 1;
 
+/// Words that come closer to each other than this may come together.
+const CROWDED: Duration = Duration::from_millis(1);
+
 /// How often the end of a body is looked for, in the same way.
 const LET_GO_TURNS: u32 = 2;
 
@@ -125,7 +128,9 @@ impl AnswerStream {
     async fn wait(&mut self, on_text: &mut (impl FnMut(&str) + Send)) {
         let Some(first) = self.arrival().await else { return };
         self.take_in(first, on_text);
-        let mut turns = 0;
+        // Where words come one by one, there is nothing to be gathered, and looking for it would cost every word a turn.
+        let is_crowded = self.last_event.is_some_and(|last| last.elapsed() < CROWDED);
+        let mut turns = if is_crowded { 0 } else { GATHER_TURNS };
         let mut gathered = 0;
         while gathered < GATHER_BYTES && self.wants_more() {
             if let Some(arrived) = self.look() {

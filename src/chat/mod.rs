@@ -279,7 +279,13 @@ impl OpenAiService {
         // Before anything is paid for.
         self.0.conversations.check_writable().await?;
         let recalled = self.0.history.load(owner, id, &self.0.defaults.model).await?;
-        let title = self.generate_title(caller, &recalled.messages).await?;
+        let mut messages = recalled.messages;
+        if messages.is_empty() {
+            // One turn that is over the budget alone: its beginnings are enough.
+            let newest = self.0.conversations.newest(owner, id, u64::MAX, 2).await?;
+            messages = newest.messages.into_iter().rev().map(|(_, message)| message).collect();
+        }
+        let title = self.generate_title(caller, &messages).await?;
         // What stands for a title must not take the place of one.
         let only_first = title == UNTITLED;
         self.0.conversations.set_title(owner, id.clone(), title.clone(), only_first).await?;

@@ -13,9 +13,17 @@ pub const UNTITLED: &str = "새 대화";
 /// Most characters of a title, as people count them. The model is asked for ten and does not always listen.
 const MAX_CHARACTERS: usize = 60;
 
+/// Most bytes of a message that are sent to find a title: what it is about shows by then, and all of a long one would
+/// cost as much as its answer did.
+const MAX_QUOTED_BYTES: usize = 4096;
+
 /// What is asked for a title of at most ten characters, in the conversation's own language.
 pub(super) fn question(conversation: &[Message]) -> Vec<Message> {
-    let mut messages = conversation.to_vec();
+    let quoted = |message: &Message| {
+        let end = message.content.floor_char_boundary(MAX_QUOTED_BYTES);
+        Message::new(message.role, message.content.get(..end).unwrap_or_default())
+    };
+    let mut messages: Vec<_> = conversation.iter().map(quoted).collect();
     messages.push(Message::new(
         Role::User,
         "위 대화에 어울리는 제목을 10자 이내로, 대화와 같은 언어로 지어 주세요. 따옴표 없이 제목만 답하세요.",
@@ -72,6 +80,14 @@ mod tests {
         ] {
             assert_eq!(tidy(text), expected);
         }
+    }
+
+    #[test]
+    fn of_long_messages_the_beginning_is_quoted() {
+        let long = "한".repeat(MAX_QUOTED_BYTES);
+        let asked = question(&[Message::new(Role::User, long.as_str()), Message::new(Role::Assistant, "네!")]);
+        assert_eq!(asked[0].content, "한".repeat(MAX_QUOTED_BYTES / 3));
+        assert_eq!((asked[1].content.as_str(), asked.len()), ("네!", 3));
     }
 
     #[test]

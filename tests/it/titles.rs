@@ -30,6 +30,23 @@ async fn a_title_is_asked_for_briefly_and_tidied() {
 }
 
 #[tokio::test]
+async fn a_turn_that_is_longer_than_a_history_may_be_gets_a_title_too() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start(&upstream.base_url).await;
+    let saved = json!([
+        {"role": "user", "content": "제주도 여행 일정 짜 줘"},
+        {"role": "assistant", "content": "이렇게 해 보세요. ".repeat(10_000)},
+    ]);
+    assert_eq!(app.put("/conversations/trip", &saved).await.status, 201);
+    upstream.then_json(&answer("제주도"));
+    assert_eq!(app.post("/conversations/trip/title", &json!({})).await.json()["title"], "제주도");
+    let body = &upstream.seen()[0].body;
+    assert_eq!(body["messages"].as_array().unwrap().len(), 3);
+    assert_eq!(body["messages"][0]["content"], "제주도 여행 일정 짜 줘");
+    assert!(body["messages"][1]["content"].as_str().unwrap().len() <= 4096);
+}
+
+#[tokio::test]
 async fn a_title_that_fails_is_a_new_chat_and_takes_no_titles_place() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start(&upstream.base_url).await;

@@ -23,7 +23,7 @@ docs:
 test-tools:
 	scripts/install-test-tools target/test-tools
 
-# The figures that README quotes; BENCH_ONLY=json, burst, paced, idle or resume for a part of them.
+# The figures that README quotes; BENCH_ONLY=json for a part of them, see there.
 bench:
 	cargo bench
 

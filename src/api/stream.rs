@@ -173,11 +173,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // A caller who accepts events too gets events: they are what the address is for.
-        let wants_state = accepts(&parts.headers, "application/json") && !accepts(&parts.headers, "text/event-stream");
         Ok(match parts.method {
             Method::HEAD => Self::Head,
-            _ if wants_state => Self::State,
+            _ if wants_state(&parts.headers) => Self::State,
             _ => Self::Events { cursor: cursor(&parts.headers, parts.uri.query()) },
         })
     }
@@ -200,6 +198,12 @@ async fn stop(
     } else {
         Err(ApiError::StreamNotFound)
     }
+}
+
+/// Whether the state of a stream is asked for. A caller who accepts events too gets events: they are what the address is
+/// for.
+pub(crate) fn wants_state(headers: &HeaderMap) -> bool {
+    accepts(headers, "application/json") && !accepts(headers, "text/event-stream")
 }
 
 /// Whether the caller names `media_type` in `Accept`.

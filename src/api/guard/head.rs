@@ -2,7 +2,8 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 
-use crate::ids::StreamId;
+use super::standing::{POLLS, RECONNECTS};
+use crate::{api::stream::wants_state, ids::StreamId, limits::Quota};
 
 /// What a route asks of its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +50,10 @@ impl<'a> Head<'a> {
         Self { policy, stream, method: request.method(), query: request.uri().query(), headers: request.headers() }
     }
 
-    /// The stream that is to be read.
-    pub(super) fn read(&self) -> Option<StreamId> {
-        self.stream.filter(|_| self.policy == Policy::Stream && self.method == Method::GET)
+    /// The stream that is to be read, and what limits that.
+    pub(super) fn read(&self) -> Option<(StreamId, Quota)> {
+        let id = self.stream.filter(|_| self.policy == Policy::Stream && self.method == Method::GET)?;
+        Some((id, if wants_state(self.headers) { POLLS } else { RECONNECTS }))
     }
 
     pub(super) fn ticket(&self) -> Option<&'a str> {

@@ -39,11 +39,11 @@ use crate::{
     api::error::ApiError,
     chat::Caller,
     ids::{Owner, StreamId},
-    limits::Standing,
+    limits::{Quota, Standing},
 };
 use head::Head;
 use room::{Guarding, InFlight};
-use standing::{RECONNECTS, tell};
+use standing::tell;
 
 /// What a caller waits when there is no room: others are answered meanwhile.
 const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -167,13 +167,13 @@ impl GuardLayer {
     }
 
     /// Whether a request counts against anything, or has to be told where it stands.
-    fn counts(&self, read: Option<StreamId>) -> bool {
+    fn counts(&self, read: Option<(StreamId, Quota)>) -> bool {
         read.is_some() || self.rules.requests.is_some() || self.rules.tokens.is_some()
     }
 
-    /// Counts the request against the caller's limits; `read` is the stream that it reads. A limiter that is away lets
+    /// Counts the request against the caller's limits; `read` is the stream that it reads, and what limits that. A limiter that is away lets
     /// everybody through: it protects the purse, not the data.
-    async fn count(&self, who: Identity, read: Option<StreamId>) -> Result<Pass, Box<Refusal>> {
+    async fn count(&self, who: Identity, read: Option<(StreamId, Quota)>) -> Result<Pass, Box<Refusal>> {
         let Rules { limiter, requests, .. } = &*self.rules;
         let name: Arc<str> = match &who {
             Identity::Known(caller) => Arc::clone(&caller.who),
@@ -181,7 +181,7 @@ impl GuardLayer {
         };
         // Reading is not limited; reading the same again and again is.
         let again = match read {
-            Some(id) => limiter.take(&format!("{name} {id}"), RECONNECTS, 1).await.ok(),
+            Some((id, quota)) => limiter.take(&format!("{name} {id}"), quota, 1).await.ok(),
             None => None,
         };
         let requests = match requests {

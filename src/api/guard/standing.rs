@@ -13,6 +13,9 @@ use crate::{
 /// How often one stream may be read again by one caller within a minute, before that counts as a storm.
 pub(crate) const RECONNECTS: Quota = Quota { what: "reconnects", per_minute: 30, burst: 30 };
 
+/// How often the state of one stream may be asked for by one caller: as often as somebody would look who has no events.
+pub(super) const POLLS: Quota = Quota { what: "polls", per_minute: 120, burst: 120 };
+
 /// The quota of requests that is configured.
 pub(crate) fn requests_quota(limits: &RateLimits) -> Option<Quota> {
     let quota = |limit| Quota { what: "requests", per_minute: u64::from(limit), burst: u64::from(limits.burst) };

@@ -109,6 +109,18 @@ async fn reading_a_stream_is_no_request_and_a_storm_of_reading_is_refused() {
 }
 
 #[tokio::test]
+async fn the_state_of_a_stream_may_be_asked_for_more_often_than_its_events_and_apart_from_them() {
+    let service = Service::start().await;
+    service.upstream.then(Script::answer(&["x"]));
+    let id = service.alice.begin(&json!({"message": "x"})).await;
+    for _ in 0..120 {
+        assert_eq!(service.alice.get_state(&id).await.status, 200);
+    }
+    assert_eq!(service.alice.get_state(&id).await.error(429).1, "rate_limited");
+    assert_eq!(service.alice.get(&format!("/chat/stream/{id}")).await.status, 200);
+}
+
+#[tokio::test]
 async fn no_other_spelling_of_a_streams_address_gets_around_the_storms_limit() {
     let service = Service::start().await;
     service.upstream.then(Script::answer(&["x"]));

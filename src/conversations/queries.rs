@@ -286,16 +286,29 @@ pub(super) async fn append(
     Ok(Some(Appended { messages: count(messages), has_title: has_title != 0 }))
 }
 
-/// The same as a transaction of its own.
-pub(super) async fn append_alone(
+/// The same for many, in a transaction of their own, which begins with the first and is committed with the last.
+pub(super) async fn append_together(
     write: &Arc<SqliteConnections>,
-    owner: &Owner,
-    id: &ConversationId,
-    turn: &Turn,
-) -> Result<Option<Appended>, sqlx::Error> {
-    const SQL: &str = concat!("BEGIN IMMEDIATE; ", sqlite_append!(), "; COMMIT");
+    turns: &[(&Owner, &ConversationId, &Turn)],
+) -> Result<Vec<Option<Appended>>, sqlx::Error> {
+    const ALONE: &str = concat!("BEGIN IMMEDIATE; ", sqlite_append!(), "; COMMIT");
+    const FIRST: &str = concat!("BEGIN IMMEDIATE; ", sqlite_append!());
+    const LAST: &str = concat!(sqlite_append!(), "; COMMIT");
     let mut taken = write.take().await?;
-    let appended = sqlite_append(taken.connection()?, SQL, owner, id, turn).await;
+    let all = async {
+        let mut appended = Vec::with_capacity(turns.len());
+        for (index, (owner, id, turn)) in turns.iter().enumerate() {
+            let sql = match (index == 0, index + 1 == turns.len()) {
+                (true, true) => ALONE,
+                (true, false) => FIRST,
+                (false, true) => LAST,
+                (false, false) => sqlite_append!(),
+            };
+            appended.push(sqlite_append(taken.connection()?, sql, owner, id, turn).await?);
+        }
+        Ok(appended)
+    };
+    let appended = all.await;
     if appended.is_err() {
         roll_back(taken).await;
     }

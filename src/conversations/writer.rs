@@ -68,6 +68,16 @@ pub(super) enum Write {
     Probe,
 }
 
+impl Write {
+    /// What most writes are.
+    fn as_turn(&self) -> Option<(&Owner, &ConversationId, &Turn)> {
+        match self {
+            Self::Append { owner, id, turn } => Some((owner, id, turn)),
+            _ => None,
+        }
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Done {
@@ -197,9 +207,11 @@ async fn write_all(pool: &Pool, writes: &[Write]) -> Vec<Outcome> {
 }
 
 async fn commit(pool: &Pool, writes: &[Write]) -> Result<Vec<Done>, sqlx::Error> {
-    if let (Pool::Sqlite { write, .. }, [Write::Append { owner, id, turn }]) = (pool, writes) {
-        let appended = queries::append_alone(write, owner, id, turn).await?;
-        return Ok(vec![appended.map_or(Done::No, Done::Appended)]);
+    if let Pool::Sqlite { write, .. } = pool
+        && let Some(turns) = writes.iter().map(Write::as_turn).collect::<Option<Vec<_>>>()
+    {
+        let appended = queries::append_together(write, &turns).await?;
+        return Ok(appended.into_iter().map(|appended| appended.map_or(Done::No, Done::Appended)).collect());
     }
     let mut transaction = Transaction::begin(pool).await?;
     let all = apply_all(&mut transaction, writes).await;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use secrecy::SecretString;
 use url::Url;
 
@@ -18,6 +19,9 @@ pub struct Upstream {
     pub api_keys: Vec<SecretString>,
     /// `OPENAI_BASE_URL`, version included. Default <https://api.openai.com/v1>.
     pub base_url: Url,
+    /// `UPSTREAM_CA_FILE`: PEM certificates that are trusted besides the system's, for an upstream or a proxy that
+    /// inspects TLS with a private authority.
+    pub authorities: Vec<CertificateDer<'static>>,
     /// `OPENAI_ORG_ID`, sent as `OpenAI-Organization`.
     pub organization: Option<String>,
     /// `OPENAI_PROJECT_ID`, sent as `OpenAI-Project`.
@@ -90,6 +94,7 @@ impl Upstream {
         Self {
             api_keys: vec![SecretString::from("sk-demo")],
             base_url: parse_fixed(OPENAI_BASE_URL),
+            authorities: Vec::new(),
             organization: None,
             project: None,
             max_retries: MAX_RETRIES,
@@ -109,6 +114,7 @@ impl Reader<'_> {
         Upstream {
             api_keys: self.secrets("OPENAI_API_KEY", "OPENAI_API_KEY_FILE"),
             base_url: self.base_url(),
+            authorities: self.authorities(),
             organization: self.header_text("OPENAI_ORG_ID"),
             project: self.header_text("OPENAI_PROJECT_ID"),
             max_retries: MAX_RETRIES,
@@ -130,6 +136,19 @@ impl Reader<'_> {
             total: self.seconds("UPSTREAM_TOTAL_TIMEOUT_SECONDS", usual.total, 1..=86400),
             ..usual
         }
+    }
+
+    fn authorities(&mut self) -> Vec<CertificateDer<'static>> {
+        let name = "UPSTREAM_CA_FILE";
+        let Some(path) = self.text(name).map(str::to_owned) else { return Vec::new() };
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
+        let problem = match certificates {
+            Ok(certificates) if !certificates.is_empty() => return certificates,
+            Ok(_) => format!("{name}: {path:?} holds no certificate in PEM"),
+            Err(error) => format!("{name}: cannot read {path:?}: {error}"),
+        };
+        self.problems.push(problem);
+        Vec::new()
     }
 
     fn base_url(&mut self) -> Url {

@@ -24,6 +24,7 @@ use crate::{
         request::{Completion, Form, Question},
         retry::{Failure, Retries},
         stream::{AnswerStream, StreamLimits},
+        tls,
     },
 };
 
@@ -40,6 +41,8 @@ pub enum ClientError {
     Header(#[from] InvalidHeaderValue),
     #[error("the HTTP client cannot start (are CA certificates installed?): {0}")]
     Http(#[from] reqwest::Error),
+    #[error("TLS cannot start (are CA certificates installed?): {0}")]
+    Tls(#[from] rustls::Error),
     #[error("OPENAI_BASE_URL cannot take a path")]
     BaseUrl,
 }
@@ -68,7 +71,8 @@ impl Client {
             .connect_timeout(upstream.timeouts.connect)
             .redirect(redirect::Policy::none())
             .referer(false)
-            .tcp_nodelay(true);
+            .tcp_nodelay(true)
+            .tls_backend_preconfigured(tls::client_config(&upstream.authorities)?);
         if matches!(upstream.base_url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
             // The system's proxy is for the world outside this machine.
             builder = builder.no_proxy();

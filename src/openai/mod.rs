@@ -19,6 +19,7 @@ mod request;
 mod retry;
 pub mod sse;
 mod stream;
+mod tls;
 mod wire;
 
 pub use answer::{Answer, MAX_ANSWER_BYTES, Model};

@@ -14,7 +14,7 @@ pub use settings::{
     AllowedOrigins, Conversations, Database, Defaults, Limits, Listen, Log, LogFormat, LogLevel, MAX_TOKENS_LIMIT,
     Streams, is_model_name,
 };
-pub use upstream::{BreakerLimits, OPENAI_BASE_URL, Timeouts, Upstream};
+pub use upstream::{BreakerLimits, ConnectionLimits, OPENAI_BASE_URL, Timeouts, Upstream};
 
 use std::{collections::BTreeMap, fmt};
 

@@ -30,6 +30,7 @@ pub struct Upstream {
     pub max_retries: u32,
     pub breaker: BreakerLimits,
     pub timeouts: Timeouts,
+    pub connections: ConnectionLimits,
 }
 
 /// When a key that fails is left alone, and how long.
@@ -86,6 +87,31 @@ impl Default for Timeouts {
     }
 }
 
+/// How connections to the upstream are kept, and how a path that died without a word is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// How long a connection with running answers may be silent before an HTTP/2 PING asks whether it is alive, or TCP
+    /// does. 10 s.
+    pub silence: Duration,
+    /// How long the answer to that may take before the connection is given up. 10 s.
+    pub ping_answer: Duration,
+    /// How long a connection without a request is kept. 90 s.
+    pub idle: Duration,
+    /// How old a connection gets before new requests go to another one, whose address is resolved anew. 600 s.
+    pub age: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            silence: Duration::from_secs(10),
+            ping_answer: Duration::from_secs(10),
+            idle: Duration::from_secs(90),
+            age: Duration::from_secs(600),
+        }
+    }
+}
+
 /// As often as OpenAI's own libraries do.
 const MAX_RETRIES: u32 = 2;
 
@@ -100,6 +126,7 @@ impl Upstream {
             max_retries: MAX_RETRIES,
             breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
+            connections: ConnectionLimits::default(),
         }
     }
 }
@@ -120,6 +147,7 @@ impl Reader<'_> {
             max_retries: MAX_RETRIES,
             breaker: BreakerLimits::default(),
             timeouts: Timeouts::default(),
+            connections: ConnectionLimits::default(),
         }
     }
 

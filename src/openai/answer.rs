@@ -1,7 +1,7 @@
 //! What comes back as a whole: read to its proper end, bounded, decoded leniently.
 
 use bytes::{Bytes, BytesMut};
-use reqwest::Response;
+use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 
 use crate::{
     message::Usage,
@@ -9,6 +9,7 @@ use crate::{
         classify::classify_inside,
         error::UpstreamError,
         redact::Secrets,
+        transport::{Arrived, Response},
         wire::{self, ModelList},
     },
 };
@@ -42,27 +43,44 @@ pub struct Model {
 }
 
 /// The whole body, if it ends properly and is not longer than `limit`.
-pub(super) async fn read(mut response: Response, limit: usize) -> Result<Bytes, UpstreamError> {
-    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-    if announced > limit {
+///
+/// When as much has come as was announced, the answer is there; what ends the body may come behind it, and is waited for
+/// in the background.
+pub(super) async fn read(response: Response, limit: usize) -> Result<Bytes, UpstreamError> {
+    let announced = announced(response.headers());
+    if announced.is_some_and(|length| length > limit) {
         return Err(UpstreamError::TooLarge { limit });
     }
-    let mut next = async || response.chunk().await.map_err(|_| UpstreamError::Interrupted);
-    let Some(first) = next().await? else {
-        return Ok(Bytes::new());
+    let mut body = response.into_body();
+    let first = match body.next().await {
+        Arrived::Bytes(first) => first,
+        Arrived::End => return Ok(Bytes::new()),
+        Arrived::Broken => return Err(UpstreamError::Interrupted),
     };
-    if first.len() == announced {
+    if Some(first.len()) == announced {
+        body.finish();
         return Ok(first);
     }
-    let mut whole = BytesMut::with_capacity(announced.max(first.len()));
+    let mut whole = BytesMut::with_capacity(announced.unwrap_or(0).max(first.len()));
     whole.extend_from_slice(&first);
-    while let Some(chunk) = next().await? {
-        if whole.len() + chunk.len() > limit {
-            return Err(UpstreamError::TooLarge { limit });
+    loop {
+        match body.next().await {
+            Arrived::Bytes(chunk) if whole.len() + chunk.len() > limit => {
+                return Err(UpstreamError::TooLarge { limit });
+            }
+            Arrived::Bytes(chunk) => whole.extend_from_slice(&chunk),
+            Arrived::End => return Ok(whole.freeze()),
+            Arrived::Broken => return Err(UpstreamError::Interrupted),
         }
-        whole.extend_from_slice(&chunk);
+        if Some(whole.len()) == announced {
+            body.finish();
+            return Ok(whole.freeze());
+        }
     }
-    Ok(whole.freeze())
+}
+
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// The text of a whole answer.

@@ -76,8 +76,8 @@ pub(super) fn transport_failure(error: &reqwest::Error, connect_limit: Duration)
 }
 
 /// Looks for the cause at the bottom of the chain.
-fn connect_failure(error: &reqwest::Error) -> ConnectFailure {
-    let mut source = error.source();
+pub(super) fn connect_failure(error: &(dyn Error + 'static)) -> ConnectFailure {
+    let mut source = Some(error);
     let mut kind = io::ErrorKind::Other;
     while let Some(cause) = source {
         // hyper-util says this of its resolver; it has no type of its own that could be asked.

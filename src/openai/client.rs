@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::{
-    Method, Request, Response, StatusCode,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
-    redirect,
+    Method, StatusCode,
+    header::{
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue,
+    },
 };
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
@@ -15,7 +16,7 @@ use crate::{
     config::{Timeouts, Upstream},
     openai::{
         answer::{Answer, MAX_ANSWER_BYTES, Model, decode, decode_models, read},
-        classify::{classify, transport_failure},
+        classify::classify,
         deadline::Deadline,
         dialect::Dialects,
         error::{Stage, UpstreamError},
@@ -24,7 +25,7 @@ use crate::{
         request::{Completion, Form, Question},
         retry::{Failure, Retries},
         stream::{AnswerStream, StreamLimits},
-        tls,
+        transport::{Endpoint, Request, Response, Transport},
     },
 };
 
@@ -50,10 +51,12 @@ pub enum ClientError {
 /// Talks to one upstream. One per app; it is shared by reference.
 #[derive(Debug)]
 pub struct Client {
-    http: reqwest::Client,
+    transport: Transport,
     keys: Keys,
-    completions: Url,
-    models: Url,
+    completions: Endpoint,
+    models: Endpoint,
+    /// Of every request.
+    headers: HeaderMap,
     secrets: Secrets,
     max_retries: u32,
     timeouts: Timeouts,
@@ -66,22 +69,12 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub fn new(upstream: &Upstream) -> Result<Self, ClientError> {
-        let mut builder = reqwest::Client::builder()
-            .default_headers(headers(upstream)?)
-            .connect_timeout(upstream.timeouts.connect)
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .tcp_nodelay(true)
-            .tls_backend_preconfigured(tls::client_config(&upstream.authorities)?);
-        if matches!(upstream.base_url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]")) {
-            // The system's proxy is for the world outside this machine.
-            builder = builder.no_proxy();
-        }
         Ok(Self {
-            http: builder.build()?,
+            transport: Transport::new(upstream)?,
             keys: Keys::new(&upstream.api_keys, upstream.breaker)?,
             completions: endpoint(&upstream.base_url, &["chat", "completions"])?,
             models: endpoint(&upstream.base_url, &["models"])?,
+            headers: headers(upstream)?,
             secrets: Secrets::new(&upstream.api_keys),
             max_retries: upstream.max_retries,
             timeouts: upstream.timeouts,
@@ -144,9 +137,10 @@ impl Client {
     }
 
     async fn models_with(&self, bearer: HeaderValue, deadline: Deadline) -> Result<Vec<Model>, UpstreamError> {
-        let mut request = Request::new(Method::GET, self.models.clone());
-        request.headers_mut().insert(AUTHORIZATION, bearer);
-        let response = self.execute(request, deadline).await.map_err(|failure| failure.error)?;
+        let mut headers = self.headers.clone();
+        headers.insert(AUTHORIZATION, bearer);
+        let request = Request { method: Method::GET, endpoint: &self.models, headers, body: Bytes::new() };
+        let response = self.execute(&request, deadline).await.map_err(|failure| failure.error)?;
         if !response.status().is_success() {
             return Err(self.refusal(response).await.0.error);
         }
@@ -201,11 +195,12 @@ impl Client {
     /// each such parameter, and its dialect is remembered.
     async fn ask(&self, question: &mut Question<'_>, pass: &Pass<'_>, deadline: Deadline) -> Result<Response, Failure> {
         loop {
-            let mut request = Request::new(Method::POST, self.completions.clone());
-            request.headers_mut().insert(AUTHORIZATION, pass.bearer());
-            request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            *request.body_mut() = Some(question.body().into());
-            let response = self.execute(request, deadline).await?;
+            let mut headers = self.headers.clone();
+            headers.insert(AUTHORIZATION, pass.bearer());
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            let body = question.body();
+            let request = Request { method: Method::POST, endpoint: &self.completions, headers, body };
+            let response = self.execute(&request, deadline).await?;
             let status = response.status();
             if status.is_success() {
                 return Ok(response);
@@ -223,13 +218,9 @@ impl Client {
     }
 
     /// One request, to the head of its response.
-    async fn execute(&self, request: Request, deadline: Deadline) -> Result<Response, Failure> {
+    async fn execute(&self, request: &Request<'_>, deadline: Deadline) -> Result<Response, Failure> {
         let deadline = deadline.min(Deadline::after(self.timeouts.first_token, Stage::FirstByte));
-        let sent = deadline.bounds(async {
-            let sent = self.http.execute(request).await;
-            sent.map_err(|error| transport_failure(&error, self.timeouts.connect))
-        });
-        sent.await.map_err(Failure::silent)
+        deadline.bounds(self.transport.send(request)).await.map_err(Failure::silent)
     }
 
     /// What a response that says no success means, and its body.
@@ -244,6 +235,9 @@ impl Client {
 
 fn headers(upstream: &Upstream) -> Result<HeaderMap, InvalidHeaderValue> {
     let mut headers = HeaderMap::new();
+    headers.insert(ACCEPT, HeaderValue::from_static("*/*"));
+    // A stream that is compressed comes in blocks, and an answer that is small anyway gains nothing.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let named = [("openai-organization", &upstream.organization), ("openai-project", &upstream.project)];
     for (name, value) in named {
         if let Some(value) = value {
@@ -254,7 +248,11 @@ fn headers(upstream: &Upstream) -> Result<HeaderMap, InvalidHeaderValue> {
 }
 
 /// `base` with `segments` behind its path, whether or not that ends with a slash.
-fn endpoint(base: &Url, segments: &[&str]) -> Result<Url, ClientError> {
+fn endpoint(base: &Url, segments: &[&str]) -> Result<Endpoint, ClientError> {
+    Endpoint::new(&join(base, segments)?).map_err(|_| ClientError::BaseUrl)
+}
+
+fn join(base: &Url, segments: &[&str]) -> Result<Url, ClientError> {
     let mut url = base.clone();
     url.path_segments_mut().map_err(|()| ClientError::BaseUrl)?.pop_if_empty().extend(segments);
     Ok(url)
@@ -272,7 +270,7 @@ mod tests {
             ("http://127.0.0.1:8080", "http://127.0.0.1:8080/chat/completions"),
             ("https://x.example/openai/deployments/a/", "https://x.example/openai/deployments/a/chat/completions"),
         ] {
-            let url = endpoint(&Url::parse(base).unwrap(), &["chat", "completions"]).unwrap();
+            let url = join(&Url::parse(base).unwrap(), &["chat", "completions"]).unwrap();
             assert_eq!(url.as_str(), expected);
         }
     }

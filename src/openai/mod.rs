@@ -20,6 +20,7 @@ mod retry;
 pub mod sse;
 mod stream;
 mod tls;
+mod transport;
 mod wire;
 
 pub use answer::{Answer, MAX_ANSWER_BYTES, Model};

@@ -7,10 +7,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures_util::FutureExt;
-use http_body_util::BodyExt;
-use reqwest::{Body, Response};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
@@ -22,6 +19,7 @@ use crate::{
         error::{Stage, UpstreamError},
         redact::Secrets,
         sse::{self, Decoder},
+        transport::{Arrived, Body, Response},
         wire::Chunk,
     },
 };
@@ -89,18 +87,11 @@ struct Reading {
     failure: Option<UpstreamError>,
 }
 
-/// What a look at the body showed.
-enum Arrived {
-    Bytes(Bytes),
-    End,
-    Broken,
-}
-
 impl AnswerStream {
     pub(super) fn new(response: Response, limits: StreamLimits, secrets: Secrets) -> Self {
         let alarm = Box::pin(sleep_until(limits.asked + limits.timeouts.first_token));
         let (decoder, reading) = (Decoder::default(), Reading::default());
-        let body = hyper::Response::<Body>::from(response).into_body();
+        let body = response.into_body();
         Self { body, limits, secrets, decoder, reading, last_event: None, alarm }
     }
 
@@ -163,13 +154,14 @@ impl AnswerStream {
         loop {
             tokio::select! {
                 biased;
-                bytes = next_bytes(&mut self.body) => return Some(bytes),
+                bytes = self.body.next() => return Some(bytes),
                 () = self.alarm.as_mut() => {
                     let (deadline, stage, limit) = self.deadline();
                     if Instant::now() < deadline {
                         self.alarm.as_mut().reset(deadline);
                     } else if self.reading.finish_reason.is_some() {
                         self.reading.is_done = true;
+                        self.body.finish();
                         return None;
                     } else {
                         self.reading.failure = Some(UpstreamError::Timeout { stage, limit });
@@ -182,7 +174,7 @@ impl AnswerStream {
 
     /// The next part of the body, if it is there already.
     fn look(&mut self) -> Option<Arrived> {
-        pin!(next_bytes(&mut self.body)).now_or_never()
+        pin!(self.body.next()).now_or_never()
     }
 
     fn wants_more(&self) -> bool {
@@ -217,15 +209,17 @@ impl AnswerStream {
         }
     }
 
-    /// After `[DONE]` only the end of the body is left, and reading it keeps the connection for the next request. A
-    /// body that goes on is not waited for: the connection is closed with it.
+    /// After `[DONE]` only the end of the body is left. It is nearly always there already; else it is waited for in the
+    /// background, so that an answer that is complete costs its connection nothing.
     async fn let_go(&mut self) {
         for _ in 0..=LET_GO_TURNS {
-            if self.look().is_some() {
-                return;
+            match self.look() {
+                Some(Arrived::Bytes(_)) => {}
+                Some(Arrived::End | Arrived::Broken) => return,
+                None => turn().await,
             }
-            turn().await;
         }
+        self.body.finish();
     }
 }
 
@@ -241,22 +235,6 @@ async fn turn() {
         Poll::Pending
     })
     .await;
-}
-
-/// What comes next of `body`. Dropping the future loses nothing.
-async fn next_bytes(body: &mut Body) -> Arrived {
-    loop {
-        match body.frame().await {
-            // A body may end in trailers, which say nothing here.
-            Some(Ok(frame)) => {
-                if let Ok(bytes) = frame.into_data() {
-                    return Arrived::Bytes(bytes);
-                }
-            }
-            Some(Err(_)) => return Arrived::Broken,
-            None => return Arrived::End,
-        }
-    }
 }
 
 impl Reading {

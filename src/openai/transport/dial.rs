@@ -1,6 +1,8 @@
 //! A new connection: the name resolved anew, TCP, TLS, and the protocol that both sides speak.
 
 use std::{
+    error::Error,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -101,12 +103,14 @@ impl Dialer {
 
     async fn connect(&self) -> Result<(Io, Protocol), (UpstreamError, String)> {
         let tcp = self.tcp.clone().call(self.base.clone()).await;
-        let tcp = tcp.map_err(|error| failure(&error))?.into_inner();
+        let tcp = tcp.map_err(|error| failure(&error, self.limit))?.into_inner();
         let Some((tls, name)) = &self.tls else {
             return Ok((Io::plain(tcp), Protocol::Http1));
         };
-        let stream =
-            TlsConnector::from(Arc::clone(tls)).connect(name.clone(), tcp).await.map_err(|error| failure(&error))?;
+        let stream = TlsConnector::from(Arc::clone(tls))
+            .connect(name.clone(), tcp)
+            .await
+            .map_err(|error| failure(&error, self.limit))?;
         let protocol = match stream.get_ref().1.alpn_protocol() {
             Some(b"h2") => Protocol::Http2,
             _ => Protocol::Http1,
@@ -116,10 +120,16 @@ impl Dialer {
 }
 
 /// What an operator has to know: the innermost cause says most.
-fn failure(error: &(dyn std::error::Error + 'static)) -> (UpstreamError, String) {
+fn failure(error: &(dyn Error + 'static), limit: Duration) -> (UpstreamError, String) {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    (UpstreamError::Unreachable(connect_failure(error)), cause.to_string())
+    let is_late = cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    let error = if is_late {
+        UpstreamError::Timeout { stage: Stage::Connect, limit }
+    } else {
+        UpstreamError::Unreachable(connect_failure(error))
+    };
+    (error, cause.to_string())
 }

@@ -49,5 +49,6 @@ mod titles;
 mod two_apps;
 mod upstream_breaker;
 mod upstream_failures;
+mod upstream_http2;
 mod upstream_keys;
 mod upstream_retries;

@@ -10,24 +10,15 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
-    task::JoinSet,
-};
-use url::Url;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::support::{
-    Play, TestApp,
+    Play, ScriptedUpstream, TestApp, Transport,
     dice::{self, Dice, number},
     events::{Event, Reading, Script, contents, text},
 };
@@ -297,72 +288,24 @@ fn hops(dice: &mut Dice, pieces: usize) -> Vec<Hop> {
     hops
 }
 
-/// An upstream that plays to each request the script of the plan that its message names.
+/// An upstream that plays to each request the script of the plan that its message names, once.
 struct Upstream {
-    base_url: Url,
+    server: ScriptedUpstream,
     scripts: Arc<Mutex<HashMap<String, Vec<Play>>>>,
-    requests: Arc<AtomicUsize>,
 }
 
 impl Upstream {
-    async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base_url = format!("http://{}/v1", listener.local_addr().unwrap()).parse().unwrap();
+    async fn over(transport: Transport) -> Self {
+        let server = ScriptedUpstream::over(transport).await;
         let scripts = Arc::<Mutex<HashMap<String, Vec<Play>>>>::default();
-        let requests = Arc::new(AtomicUsize::new(0));
-        tokio::spawn({
-            let (scripts, requests) = (Arc::clone(&scripts), Arc::clone(&requests));
-            async move {
-                while let Ok((stream, _)) = listener.accept().await {
-                    let (scripts, requests) = (Arc::clone(&scripts), Arc::clone(&requests));
-                    // A connection that the service closes is an end like any other.
-                    tokio::spawn(async move {
-                        let _ = play(stream, &scripts, &requests).await;
-                    });
-                }
+        server.answers({
+            let scripts = Arc::clone(&scripts);
+            move |seen| {
+                let name = seen.body["messages"][0]["content"].as_str().unwrap();
+                Some(scripts.lock().unwrap().remove(name).expect("one request for each plan"))
             }
         });
-        Self { base_url, scripts, requests }
-    }
-}
-
-async fn play(
-    mut stream: TcpStream,
-    scripts: &Mutex<HashMap<String, Vec<Play>>>,
-    requests: &AtomicUsize,
-) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    loop {
-        let mut unread = Vec::new();
-        let body = loop {
-            if let Some(at) = unread.windows(4).position(|four| four == b"\r\n\r\n")
-                && let Ok(body) = serde_json::from_slice::<Value>(&unread[at + 4..])
-            {
-                break body;
-            }
-            if stream.read_buf(&mut unread).await? == 0 {
-                return Ok(());
-            }
-        };
-        let name = body["messages"][0]["content"].as_str().unwrap();
-        let script = {
-            let mut scripts = scripts.lock().unwrap();
-            requests.fetch_add(1, Ordering::Relaxed);
-            scripts.remove(name).expect("one request for each plan")
-        };
-        for step in script {
-            match step {
-                Play::Send(bytes) => stream.write_all(&bytes).await?,
-                Play::Pause(time) => tokio::time::sleep(time).await,
-                Play::Close => return stream.shutdown().await,
-                Play::Reset => return stream.set_zero_linger(),
-                Play::Silence => {
-                    let _ = stream.read(&mut [0]).await;
-                    return Ok(());
-                }
-                Play::Hold => unreachable!("nobody would release it"),
-            }
-        }
+        Self { server, scripts }
     }
 }
 
@@ -573,13 +516,28 @@ async fn check_state(app: &TestApp, id: &str, whole: &[Event]) -> &'static str {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_random_stream_keeps_the_invariants() {
+    all_keep_the_invariants(Upstream::over(Transport::Plain).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_random_stream_over_http_2_keeps_the_invariants() {
+    let upstream = Upstream::over(Transport::Http2).await;
+    let edge = upstream.server.edge();
+    edge.streams_a_connection(20);
+    edge.ends_late(Duration::from_millis(1));
+    edge.sends_behind_resets(Duration::from_millis(100));
+    edge.requests_a_connection(200);
+    all_keep_the_invariants(upstream).await;
+}
+
+async fn all_keep_the_invariants(upstream: Upstream) {
     let base = number("STREAM_SEED").unwrap_or_else(dice::seed);
     let plans = number("STREAM_PLANS").unwrap_or(300);
     println!("STREAM_SEED={base} STREAM_PLANS={plans}");
 
-    let upstream = Arc::new(Upstream::start().await);
-    let app = Arc::new(TestApp::start(&upstream.base_url).await);
-    let impatient = TestApp::start_with(&upstream.base_url, |config| config.upstream.timeouts.idle = IDLE).await;
+    let upstream = Arc::new(upstream);
+    let app = Arc::new(upstream.server.app().await);
+    let impatient = upstream.server.app_with(|config| config.upstream.timeouts.idle = IDLE).await;
     let impatient = Arc::new(impatient);
     let slots = Arc::new(Semaphore::new(AT_ONCE));
     let tally = Arc::<Mutex<Tally>>::default();
@@ -603,7 +561,7 @@ async fn every_random_stream_keeps_the_invariants() {
     }
     assert!(failed.is_empty(), "see above; each alone again with STREAM_PLANS=1 and STREAM_SEED one of {failed:?}");
     let unasked = upstream.scripts.lock().unwrap();
-    let asked = upstream.requests.load(Ordering::Relaxed);
+    let asked = upstream.server.seen().len();
     assert_eq!(asked + unasked.len(), usize::try_from(plans).unwrap(), "one call for each");
     let tally = tally.lock().unwrap();
     println!("{tally:?}");

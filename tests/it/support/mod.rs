@@ -28,7 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-pub use upstream::{Play, ScriptedUpstream};
+pub use upstream::{Play, ScriptedUpstream, Transport};
 
 /// The key with which every test's service asks its upstream. It must never be seen anywhere else.
 pub const CANARY_KEY: &str = "sk-canary-4f1b9c72e0";

@@ -1,4 +1,13 @@
 //! An upstream that does as it is told: a real server whose every byte, pause and break is scripted.
+//!
+//! Scripts are written as HTTP/1.1. Over HTTP/2 the same ones are played by what an edge is in production: chunks become
+//! DATA frames, the end of a body END_STREAM, and what breaks a connection breaks the stream.
+
+pub mod certificate;
+pub mod edge;
+mod framing;
+mod http2;
+mod path;
 
 use std::{
     collections::VecDeque,
@@ -10,16 +19,25 @@ use std::{
     time::Duration,
 };
 
+use ai_service::config::Config;
+
 use serde_json::{Value, json};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Notify,
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
 };
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::events::Script;
+use self::{
+    certificate::Certificate,
+    edge::{Edge, Record},
+    path::Path,
+};
+use super::{PATIENCE, TestApp, events::Script};
 
 /// One step of an answer.
 #[derive(Clone, Debug)]
@@ -30,6 +48,8 @@ pub enum Play {
     Pause(Duration),
     /// Nothing until [`ScriptedUpstream::release`].
     Hold,
+    /// Nothing until the test cancels this, for however many wait for it.
+    Until(CancellationToken),
     /// The connection ends in good order.
     Close,
     /// The connection breaks.
@@ -54,41 +74,113 @@ impl Seen {
     }
 }
 
+/// How an upstream is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// HTTP/1.1 without TLS.
+    Plain,
+    /// HTTP/1.1 inside TLS.
+    Tls,
+    /// HTTP/2 inside TLS, and HTTP/1.1 for those who do not speak it.
+    Http2,
+}
+
+/// What finds the script for a request that has none.
+type Answering = Box<dyn Fn(&Seen) -> Option<Vec<Play>> + Send + Sync>;
+
 #[derive(Default)]
 struct Shared {
     scripts: Mutex<VecDeque<Vec<Play>>>,
     seen: Mutex<Vec<Seen>>,
     is_echo: AtomicBool,
+    answering: Mutex<Option<Answering>>,
     arrived: Notify,
     release: Notify,
     left: Notify,
+    edge: Edge,
 }
 
 /// The upstream. It stops when it is dropped.
 pub struct ScriptedUpstream {
     pub base_url: Url,
     shared: Arc<Shared>,
+    certificate: Arc<Certificate>,
     task: JoinHandle<()>,
 }
 
 impl ScriptedUpstream {
     pub async fn start() -> Self {
+        Self::over(Transport::Plain).await
+    }
+
+    pub async fn over(transport: Transport) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let base_url = format!("http://{}/v1", listener.local_addr().expect("an address"));
+        Self::on(listener, transport, Arc::new(Certificate::new()))
+    }
+
+    /// Another one with the same certificate, at that address. This one closes its connections. `None` where this machine
+    /// has no such address.
+    pub async fn moved(self, address: &str) -> Option<Self> {
+        let listener = TcpListener::bind(address).await.ok()?;
+        Some(Self::on(listener, Transport::Http2, Arc::clone(&self.certificate)))
+    }
+
+    fn on(listener: TcpListener, transport: Transport, certificate: Arc<Certificate>) -> Self {
+        let scheme = if transport == Transport::Plain { "http" } else { "https" };
+        let base_url = format!("{scheme}://{}/v1", listener.local_addr().expect("an address"));
         let shared = Arc::new(Shared::default());
+        let tls = [&["h2", "http/1.1"][..], &["http/1.1"]].map(|protocols| certificate.server(protocols));
         let task = tokio::spawn({
             let shared = Arc::clone(&shared);
             async move {
+                // They end with the upstream.
+                let mut connections = JoinSet::new();
                 while let Ok((stream, _)) = listener.accept().await {
-                    let shared = Arc::clone(&shared);
-                    tokio::spawn(async move {
+                    let (shared, [both, http1]) = (Arc::clone(&shared), tls.clone());
+                    let tls = match transport {
+                        Transport::Plain => None,
+                        Transport::Http2 if shared.edge.speaks_http2() => Some(both),
+                        Transport::Tls | Transport::Http2 => Some(http1),
+                    };
+                    connections.spawn(async move {
                         // However a connection ends: the service under test sees it and answers.
-                        let _ = converse(stream, &shared).await;
+                        let _ = serve(stream, tls.map(TlsAcceptor::from), shared).await;
                     });
+                    while connections.try_join_next().is_some() {}
                 }
             }
         });
-        Self { base_url: Url::parse(&base_url).expect("a URL"), shared, task }
+        Self { base_url: Url::parse(&base_url).expect("a URL"), shared, certificate, task }
+    }
+
+    /// The switches of its edge, and what that has counted.
+    pub fn edge(&self) -> &Edge {
+        &self.shared.edge
+    }
+
+    /// What its clients must trust, if it speaks TLS.
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// The service with every default before this upstream.
+    pub async fn app(&self) -> TestApp {
+        self.app_with(|_| {}).await
+    }
+
+    /// The service before this upstream, with a configuration of its own.
+    pub async fn app_with(&self, change: impl FnOnce(&mut Config)) -> TestApp {
+        TestApp::start_with(&self.base_url, |config| {
+            config.upstream.authorities = vec![self.certificate.authority().clone()];
+            change(config);
+        })
+        .await
+    }
+
+    /// From now on a request without a script gets this one, if there is one.
+    pub fn answers(&self, answering: impl Fn(&Seen) -> Option<Vec<Play>> + Send + Sync + 'static) -> &Self {
+        *self.shared.answering.lock().expect("answering") = Some(Box::new(answering));
+        self
     }
 
     /// What to do with the next request that has no script yet. Without one it gets [`answer`].
@@ -129,7 +221,7 @@ impl ScriptedUpstream {
                 }
             }
         };
-        tokio::time::timeout(super::PATIENCE, wait).await.expect("the requests arrive");
+        tokio::time::timeout(PATIENCE, wait).await.expect("the requests arrive");
     }
 
     /// Lets one [`Play::Hold`] go on.
@@ -139,7 +231,7 @@ impl ScriptedUpstream {
 
     /// Waits until the other side has left a connection in [`Play::Silence`].
     pub async fn left(&self) {
-        tokio::time::timeout(super::PATIENCE, self.shared.left.notified()).await.expect("the connection is closed");
+        tokio::time::timeout(PATIENCE, self.shared.left.notified()).await.expect("the connection is closed");
     }
 }
 
@@ -174,40 +266,76 @@ pub fn response(status: u16, headers: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} X\r\n{content_type}{headers}content-length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-async fn converse(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+/// One connection.
+async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, shared: Arc<Shared>) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let mut unread = Vec::new();
-    loop {
-        let Some(seen) = read_request(&mut stream, &mut unread).await? else { return Ok(()) };
+    let record = shared.edge.connect();
+    let mut path = Path::new(stream, Arc::clone(&record));
+    if shared.edge.is_mute() {
+        return until_closed(&mut path).await;
+    }
+    let Some(tls) = tls else { return converse(path, &record, &shared).await };
+    tokio::time::sleep(shared.edge.handshake_wait()).await;
+    let stream = tls.accept(path).await?;
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        http2::serve(stream, record, shared).await
+    } else {
+        converse(stream, &record, &shared).await
+    }
+}
+
+async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+    let mut rest = [0; 64];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+impl Shared {
+    /// What to do with a request.
+    fn script(&self, seen: Seen) -> Vec<Play> {
         let is_models = seen.line.ends_with("/models");
-        let echo = shared.is_echo.load(Ordering::SeqCst).then(|| echo(&seen.body));
-        shared.seen.lock().expect("seen").push(seen);
-        shared.arrived.notify_waiters();
-        let script = shared.scripts.lock().expect("scripts").pop_front();
-        let script = script.or(echo.flatten()).unwrap_or_else(|| {
+        let echo = self.is_echo.load(Ordering::SeqCst).then(|| echo(&seen.body)).flatten();
+        let script = self.scripts.lock().expect("scripts").pop_front();
+        let script = script.or_else(|| self.answering.lock().expect("answering").as_ref()?(&seen)).or(echo);
+        self.seen.lock().expect("seen").push(seen);
+        self.arrived.notify_waiters();
+        script.unwrap_or_else(|| {
             let models = json!({"object": "list", "data": [{"id": "gpt-4o", "object": "model", "created": 5}]});
             let body = if is_models { models } else { answer("안녕하세요! 무엇을 도와드릴까요?") };
             vec![Play::Send(response(200, "", &body.to_string()))]
-        });
-        for step in script {
+        })
+    }
+}
+
+/// A connection of HTTP/1.1.
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, record: &Record, shared: &Shared) -> io::Result<()> {
+    let mut unread = Vec::new();
+    loop {
+        let Some(seen) = read_request(&mut stream, &mut unread).await? else { return Ok(()) };
+        record.begun();
+        for step in shared.script(seen) {
             match step {
-                Play::Send(bytes) => stream.write_all(&bytes).await?,
+                Play::Send(bytes) => {
+                    stream.write_all(&bytes).await?;
+                    stream.flush().await?;
+                }
                 Play::Pause(time) => tokio::time::sleep(time).await,
                 Play::Hold => shared.release.notified().await,
+                Play::Until(gate) => gate.cancelled().await,
                 Play::Close => return stream.shutdown().await,
                 Play::Reset => {
-                    // With nothing to linger for, closing sends RST.
-                    stream.set_zero_linger()?;
+                    record.is_cut.store(true, Ordering::SeqCst);
                     return Ok(());
                 }
                 Play::Silence => {
-                    let mut rest = [0; 64];
-                    while !matches!(stream.read(&mut rest).await, Ok(0) | Err(_)) {}
+                    // A connection that breaks has been left too.
+                    let _ = until_closed(&mut stream).await;
                     shared.left.notify_one();
                     return Ok(());
                 }
             }
         }
+        record.ended();
     }
 }
 
@@ -221,7 +349,7 @@ fn echo(body: &Value) -> Option<Vec<Play>> {
     })
 }
 
-async fn read_request(stream: &mut TcpStream, unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {
+async fn read_request(stream: &mut (impl AsyncRead + Unpin), unread: &mut Vec<u8>) -> io::Result<Option<Seen>> {
     let head_end = loop {
         if let Some(at) = unread.windows(4).position(|four| four == b"\r\n\r\n") {
             break at + 4;

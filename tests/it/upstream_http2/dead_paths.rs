@@ -1,0 +1,152 @@
+//! A path to the upstream that dies without a word: no FIN, no RST, nothing.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{ask, broken, failures, first_words, gated, upstream};
+use crate::support::{
+    PATIENCE, Play, ScriptedUpstream, TestApp, Transport,
+    events::Script,
+    eventually,
+    upstream::{answer, response},
+};
+
+const LIMIT: Duration = Duration::from_millis(700);
+
+async fn impatient(upstream: &ScriptedUpstream) -> TestApp {
+    upstream.app_with(|config| config.upstream.timeouts.first_token = LIMIT).await
+}
+
+/// The first question may find the path dead. The second is answered.
+async fn is_left(upstream: &ScriptedUpstream, app: &TestApp, case: &str) {
+    upstream.edge().swallow_open();
+    let first = ask(app).await;
+    assert!(matches!(first.status.as_u16(), 200 | 504), "{case}: {}", first.text());
+    let began = Instant::now();
+    let second = ask(app).await;
+    assert_eq!(second.status, 200, "{case}: {}", second.text());
+    assert!(began.elapsed() < Duration::from_secs(3), "{case}");
+}
+
+#[tokio::test]
+async fn the_second_question_after_an_idle_path_died_is_answered() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = impatient(&upstream).await;
+        assert_eq!(ask(&app).await.status, 200);
+        is_left(&upstream, &app, &format!("{transport:?}")).await;
+    }
+}
+
+#[tokio::test]
+async fn the_second_question_is_answered_also_where_many_idle_connections_died() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        upstream.edge().streams_a_connection(2);
+        upstream.answers(|_| {
+            let pause = Play::Pause(Duration::from_millis(50));
+            Some(vec![pause, Play::Send(response(200, "", &answer("x").to_string()))])
+        });
+        let app = impatient(&upstream).await;
+        assert!(failures(&app, 6).await.is_empty());
+        is_left(&upstream, &app, &format!("{transport:?}")).await;
+    }
+}
+
+#[tokio::test]
+async fn the_second_question_after_a_path_with_running_answers_died_is_answered() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let _gate = gated(&upstream);
+        let app = impatient(&upstream).await;
+        let _running = first_words(&app, 5).await;
+        assert!(failures(&app, 2).await.is_empty());
+        is_left(&upstream, &app, &format!("{transport:?}")).await;
+    }
+}
+
+#[tokio::test]
+async fn the_second_stream_after_a_path_died_begins() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = impatient(&upstream).await;
+        assert_eq!(ask(&app).await.status, 200);
+        upstream.edge().swallow_open();
+        let stream = async || app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
+        upstream.answers(|_| Some(Script::answer(&["안녕"]).into_iter().collect()));
+        stream().await;
+        let second = stream().await;
+        assert_eq!(second.last().unwrap().kind(), "END", "{transport:?}: {second:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_whose_path_died_ends_with_an_error_and_the_next_one_is_whole() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app_with(|config| config.upstream.timeouts.idle = LIMIT).await;
+    let mut readings = first_words(&app, 3).await;
+    upstream.edge().swallow_open();
+    for reading in &mut readings {
+        let last = reading.rest().await.pop().unwrap();
+        assert_eq!(last.kind(), "ERROR");
+        assert!(["upstream_stalled", "upstream_reset"].contains(&last.data["code"].as_str().unwrap()), "{last:?}");
+    }
+    let again = first_words(&app, 3).await;
+    gate.cancel();
+    assert_eq!(broken(again).await, 0);
+}
+
+#[tokio::test]
+async fn a_time_out_closes_the_connection_it_happened_on() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = impatient(&upstream).await;
+        assert_eq!(ask(&app).await.status, 200);
+        upstream.then([Play::Silence]);
+        assert_eq!(ask(&app).await.error(504).1, "upstream_timeout");
+        eventually(async || upstream.edge().open_connections() == 0).await;
+        assert_eq!(ask(&app).await.status, 200);
+        assert_eq!(upstream.edge().requests(), [2, 1], "{transport:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_time_out_costs_the_answers_beside_it_nothing() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = impatient(&upstream).await;
+    let running = first_words(&app, 10).await;
+    for _ in 0..3 {
+        upstream.then([Play::Silence]);
+        assert_eq!(ask(&app).await.error(504).1, "upstream_timeout");
+        assert_eq!(ask(&app).await.status, 200);
+    }
+    gate.cancel();
+    assert_eq!(broken(running).await, 0);
+    // Those that were left are closed behind their last answer.
+    eventually(async || upstream.edge().open_connections() <= 1).await;
+}
+
+#[tokio::test]
+async fn a_dead_network_is_an_error_in_time_and_is_used_again_when_it_lives() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = upstream
+            .app_with(|config| {
+                config.upstream.timeouts.first_token = LIMIT;
+                config.upstream.timeouts.connect = LIMIT;
+            })
+            .await;
+        assert_eq!(ask(&app).await.status, 200);
+        upstream.edge().swallow_all(true);
+        for _ in 0..3 {
+            let answer = tokio::time::timeout(PATIENCE, ask(&app)).await.expect("in time");
+            assert_eq!(answer.error(504).1, "upstream_timeout");
+        }
+        upstream.edge().swallow_all(false);
+        let answers = [ask(&app).await, ask(&app).await].map(|answer| answer.status.as_u16());
+        assert_eq!(answers[1], 200, "{transport:?}: {answers:?}");
+    }
+}

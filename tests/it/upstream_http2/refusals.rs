@@ -1,0 +1,190 @@
+//! Requests that the edge certainly has not processed are asked again, and nobody notices; connections that end cost
+//! nobody anything. Nothing is retried here that may have been processed.
+
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{ask, broken, failures, first_words, gated, upstream};
+use crate::support::{PATIENCE, Play, ScriptedUpstream, Transport, events::Script, eventually, upstream::edge::Reason};
+
+#[tokio::test]
+async fn a_graceful_goaway_costs_no_request() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app().await;
+    let running = first_words(&app, 20).await;
+    upstream.edge().leave();
+    let until = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < until {
+        assert!(failures(&app, 10).await.is_empty());
+    }
+    let more = first_words(&app, 20).await;
+    gate.cancel();
+    assert_eq!(broken(running).await + broken(more).await, 0);
+    eventually(async || upstream.edge().open_connections() == 1).await;
+}
+
+#[tokio::test]
+async fn an_abrupt_goaway_costs_no_request() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app().await;
+    let running = first_words(&app, 20).await;
+    for _ in 0..10 {
+        let ask = failures(&app, 10);
+        upstream.edge().leave_at_once();
+        assert!(ask.await.is_empty());
+    }
+    gate.cancel();
+    assert_eq!(broken(running).await, 0);
+}
+
+#[tokio::test]
+async fn a_request_that_crosses_a_goaway_is_asked_again() {
+    for reason in [Reason::NoError, Reason::EnhanceYourCalm] {
+        let upstream = upstream().await;
+        let gate = gated(&upstream);
+        let app = upstream.app().await;
+        let running = first_words(&app, 5).await;
+        upstream.edge().leave_behind(reason);
+        assert_eq!(ask(&app).await.status, 200, "{reason:?}");
+        upstream.edge().leave_behind(reason);
+        let more = first_words(&app, 1).await;
+        upstream.edge().leave_behind(reason);
+        assert!(failures(&app, 20).await.is_empty(), "{reason:?}");
+        gate.cancel();
+        assert_eq!(broken(running).await + broken(more).await, 0, "{reason:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_asked_again() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app().await;
+    let running = first_words(&app, 5).await;
+    for refusals in [1, 2] {
+        upstream.edge().refuse(refusals, Reason::Refused);
+        assert_eq!(ask(&app).await.status, 200);
+        upstream.edge().refuse(refusals, Reason::Refused);
+        let more = first_words(&app, 1).await;
+        drop(more);
+    }
+    upstream.edge().refuse(3, Reason::Refused);
+    assert!(failures(&app, 20).await.is_empty());
+    gate.cancel();
+    assert_eq!(broken(running).await, 0);
+}
+
+#[tokio::test]
+async fn an_edge_that_refuses_every_stream_is_an_error_in_time() {
+    let upstream = upstream().await;
+    let app = upstream.app().await;
+    upstream.edge().refuse(100_000, Reason::Refused);
+    let answer = tokio::time::timeout(PATIENCE, ask(&app)).await.expect("in time");
+    assert!(answer.status.is_server_error(), "{}", answer.text());
+    let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
+    assert_eq!(events.last().unwrap().kind(), "ERROR");
+    assert!(upstream.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_to_slow_down_is_asked_again_as_what_may_pass() {
+    let upstream = upstream().await;
+    let app = upstream.app_with(|config| config.upstream.max_retries = 2).await;
+    assert_eq!(ask(&app).await.status, 200);
+    upstream.edge().refuse(2, Reason::EnhanceYourCalm);
+    assert_eq!(ask(&app).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_may_have_been_processed_is_not_asked_again_unless_retries_say_so() {
+    for reason in [Reason::Internal, Reason::Protocol] {
+        let upstream = upstream().await;
+        let app = upstream.app().await;
+        upstream.edge().refuse(1, reason);
+        assert_eq!(ask(&app).await.error(502).1, "upstream_reset");
+        assert_eq!(ask(&app).await.status, 200);
+        let events = async || app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
+        upstream.then(Script::chunked().role().piece("안녕").play(Play::Reset));
+        assert_eq!(events().await.last().unwrap().data["code"], "upstream_reset");
+        assert_eq!(upstream.seen().len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_so_many_requests_costs_none() {
+    let upstream = upstream().await;
+    upstream.edge().requests_a_connection(10);
+    let app = upstream.app().await;
+    for _ in 0..25 {
+        assert!(failures(&app, 8).await.is_empty());
+    }
+    assert!(upstream.edge().connections() >= 20, "{}", upstream.edge().connections());
+    assert!(upstream.edge().requests().iter().all(|requests| *requests <= 10));
+    eventually(async || upstream.edge().open_connections() <= 1).await;
+}
+
+#[tokio::test]
+async fn a_maximum_age_of_connections_costs_no_request() {
+    let upstream = upstream().await;
+    upstream.edge().max_age(Duration::from_millis(100));
+    let gate = gated(&upstream);
+    let app = upstream.app().await;
+    let running = first_words(&app, 10).await;
+    let until = Instant::now() + Duration::from_millis(1200);
+    while Instant::now() < until {
+        assert!(failures(&app, 4).await.is_empty());
+    }
+    assert!(upstream.edge().connections() >= 5, "{}", upstream.edge().connections());
+    gate.cancel();
+    assert_eq!(broken(running).await, 0, "what runs outlives the age");
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_costs_only_what_ran_on_it() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app().await;
+    let running = first_words(&app, 10).await;
+    upstream.edge().cut();
+    let ends = join_all(running.into_iter().map(async |mut reading| reading.rest().await)).await;
+    assert!(ends.iter().all(|events| events.last().unwrap().data["code"] == "upstream_reset"));
+    for _ in 0..3 {
+        assert!(failures(&app, 10).await.is_empty());
+    }
+    let more = first_words(&app, 10).await;
+    gate.cancel();
+    assert_eq!(broken(more).await, 0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_that_breaks_costs_no_request() {
+    let upstream = upstream().await;
+    let app = upstream.app().await;
+    for _ in 0..10 {
+        assert_eq!(ask(&app).await.status, 200);
+        upstream.edge().cut();
+        eventually(async || upstream.edge().open_connections() == 0).await;
+        // The service is told by the same network, a moment later.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(upstream.edge().requests(), [1; 10]);
+}
+
+#[tokio::test]
+async fn where_the_name_leads_is_asked_again_for_new_connections() {
+    let first = ScriptedUpstream::over(Transport::Http2).await;
+    let port = first.base_url.port().unwrap();
+    let app = {
+        let base = format!("https://localhost:{port}/v1").parse().unwrap();
+        let certificate = first.certificate().authority().clone();
+        crate::support::TestApp::start_with(&base, |config| config.upstream.authorities = vec![certificate]).await
+    };
+    assert_eq!(ask(&app).await.status, 200);
+    let Some(second) = first.moved(&format!("[::1]:{port}")).await else { return };
+    assert!(failures(&app, 10).await.is_empty());
+    assert_eq!(second.seen().len(), 10);
+}

@@ -70,7 +70,9 @@ impl Body {
                 Some(Ok(bytes)) => {
                     // The stream is read as fast as it comes; what its reader does with it is bounded elsewhere.
                     drop(stream.flow_control().release_capacity(bytes.len()));
-                    lease.saw(&bytes);
+                    if bytes.is_empty() && !stream.is_end_stream() {
+                        lease.saw_empty_frame();
+                    }
                     Arrived::Bytes(bytes)
                 }
                 Some(Err(_)) => Arrived::Broken,
@@ -101,7 +103,9 @@ impl Body {
             // All has come that was announced. The connection knows that too, or will when it is asked for.
             Inner::Http1(body, lease) if body.is_end_stream() => return lease.finish(),
             Inner::Http2(stream, _) if stream.is_end_stream() => return,
-            rest => Self(rest),
+            Inner::Http1(body, lease) => Self(Inner::Http1(body, lease.without_doubt())),
+            Inner::Http2(stream, lease) => Self(Inner::Http2(stream, lease.without_doubt())),
+            rest @ Inner::Proxied(_) => Self(rest),
         };
         if matches!(rest.next().now_or_never(), Some(Arrived::End | Arrived::Broken)) {
             return;

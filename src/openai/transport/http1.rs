@@ -59,12 +59,13 @@ impl Http1 {
 pub(super) struct Http1Lease {
     connection: Option<Http1>,
     pool: Weak<Pool>,
-    began: Instant,
+    /// When the request began; `None` when giving it up says nothing about the connection.
+    began: Option<Instant>,
 }
 
 impl Http1Lease {
     pub(super) fn new(connection: Http1, pool: &Arc<Pool>) -> Self {
-        Self { connection: Some(connection), pool: Arc::downgrade(pool), began: Instant::now() }
+        Self { connection: Some(connection), pool: Arc::downgrade(pool), began: Some(Instant::now()) }
     }
 
     pub(super) async fn send(
@@ -91,6 +92,12 @@ impl Http1Lease {
         }
     }
 
+    /// The answer has come, so that leaving what is behind it says nothing about the connection.
+    pub(super) fn without_doubt(mut self) -> Self {
+        self.began = None;
+        self
+    }
+
     /// The response has been read to its end.
     pub(super) fn finish(mut self) {
         if let (Some(connection), Some(pool)) = (self.connection.take(), self.pool.upgrade()) {
@@ -102,8 +109,8 @@ impl Http1Lease {
 impl Drop for Http1Lease {
     fn drop(&mut self) {
         let Some(connection) = self.connection.take() else { return };
-        if let Some(pool) = self.pool.upgrade() {
-            pool.doubt(&connection.last_read, self.began);
+        if let (Some(pool), Some(began)) = (self.pool.upgrade(), self.began) {
+            pool.doubt(&connection.last_read, began);
         }
     }
 }

@@ -198,19 +198,26 @@ impl Http2 {
 pub(super) struct Http2Lease {
     connection: Arc<Http2>,
     pool: Arc<Pool>,
-    began: Instant,
+    /// When the request began; `None` when giving it up says nothing about the connection.
+    began: Option<Instant>,
 }
 
 impl Http2Lease {
     /// `connection` counts the request already.
     pub(super) fn new(connection: Arc<Http2>, pool: Arc<Pool>) -> Self {
-        Self { connection, pool, began: Instant::now() }
+        Self { connection, pool, began: Some(Instant::now()) }
     }
 
-    /// Data has come.
-    pub(super) fn saw(&self, data: &Bytes) {
+    /// The answer has come, so that leaving what is behind it says nothing about the connection.
+    pub(super) fn without_doubt(mut self) -> Self {
+        self.began = None;
+        self
+    }
+
+    /// A DATA frame without data came that was not the last one.
+    pub(super) fn saw_empty_frame(&self) {
         let shared = &self.connection.shared;
-        if data.is_empty() && shared.empty_frames.fetch_add(1, Ordering::Relaxed) == MAX_EMPTY_FRAMES {
+        if shared.empty_frames.fetch_add(1, Ordering::Relaxed) == MAX_EMPTY_FRAMES {
             shared.retire();
         }
     }
@@ -272,7 +279,9 @@ impl Http2Lease {
 
 impl Drop for Http2Lease {
     fn drop(&mut self) {
-        self.pool.doubt(&self.connection.shared.last_read, self.began);
+        if let Some(began) = self.began {
+            self.pool.doubt(&self.connection.shared.last_read, began);
+        }
         self.pool.release(&self.connection);
     }
 }

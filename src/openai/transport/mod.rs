@@ -41,7 +41,7 @@ pub(super) type Response = hyper::Response<Body>;
 const MAX_REFUSALS: u32 = 10;
 
 /// After how long without a byte a request that is given up puts its connection in doubt.
-const DOUBTFUL: Duration = Duration::from_secs(1);
+const DOUBTFUL: Duration = Duration::from_millis(500);
 
 /// What a URL is on each protocol.
 #[derive(Clone, Debug)]

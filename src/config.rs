@@ -11,12 +11,12 @@ mod upstream;
 
 pub use access::{Access, ApiKey, Docs, Jwt, RateLimits};
 pub use settings::{
-    AllowedOrigins, Conversations, Database, Defaults, Limits, Listen, Log, LogFormat, LogLevel, MAX_TOKENS_LIMIT,
-    Streams, is_model_name,
+    AllowedOrigins, ConnectionBound, Conversations, Database, Defaults, Limits, Listen, Log, LogFormat, LogLevel,
+    MAX_TOKENS_LIMIT, RESERVED_CONNECTIONS, Streams, is_model_name,
 };
 pub use upstream::{BreakerLimits, ConnectionLimits, OPENAI_BASE_URL, Timeouts, Upstream};
 
-use std::{collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 use url::Url;
 
@@ -100,7 +100,7 @@ impl Config {
             defaults: read.defaults(),
             cors: read.cors(),
             log: read.log(),
-            limits: read.limits(),
+            limits: read.limits(demo),
             streams: read.streams(),
             conversations: read.conversations(demo),
             access: read.access(),
@@ -132,23 +132,32 @@ impl Config {
 impl Config {
     /// What to tell the operator at start, though it is allowed.
     #[must_use]
-    pub fn warnings(&self) -> Vec<&'static str> {
-        let mut warnings = Vec::new();
+    pub fn warnings(&self) -> Vec<Cow<'static, str>> {
+        let mut warnings: Vec<Cow<'static, str>> = Vec::new();
+        if let ConnectionBound::OpenFiles { files, wanted: Some(wanted) } = self.limits.bound {
+            let possible = self.limits.connections;
+            warnings.push(Cow::Owned(format!(
+                "MAX_CONNECTIONS is {wanted}, and {files} open files allow for {possible} connections, each with one to \
+                 the upstream: there can be {possible}; raise the limit on open files (ulimit -n, LimitNOFILE)",
+            )));
+        }
         let Access { keys, jwt, allowed, trusted_proxies, .. } = &self.access;
         let is_protected = !keys.is_empty() || jwt.is_some() || !allowed.is_empty();
         if !self.listen.is_loopback() && !is_protected {
             warnings.push(
                 "listening beyond this machine with nothing protecting it: whoever reaches this port chats at \
-                 this service's expense; set API_KEYS, a JWT_ variable or ALLOWED_IPS, or HOST=127.0.0.1",
+                 this service's expense; set API_KEYS, a JWT_ variable or ALLOWED_IPS, or HOST=127.0.0.1"
+                    .into(),
             );
         }
         if trusted_proxies.iter().any(|net| net.prefix_len() == 0) {
-            warnings.push("TRUSTED_PROXIES trusts every address: anybody can say in X-Forwarded-For who they are");
+            warnings
+                .push("TRUSTED_PROXIES trusts every address: anybody can say in X-Forwarded-For who they are".into());
         }
         let url = &self.upstream.base_url;
         let local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         if url.scheme() == "http" && !local && !self.upstream.api_keys.is_empty() {
-            warnings.push("OPENAI_BASE_URL is http://: the key and every message travel unencrypted");
+            warnings.push("OPENAI_BASE_URL is http://: the key and every message travel unencrypted".into());
         }
         warnings
     }
@@ -345,7 +354,7 @@ mod tests {
         read.defaults();
         read.cors();
         read.log();
-        read.limits();
+        read.limits(false);
         read.timeouts();
         read.streams();
         read.conversations(false);
@@ -389,7 +398,8 @@ mod tests {
         ] {
             assert_eq!(config(&[protection]).unwrap().warnings(), [""; 0], "{protection:?}");
         }
-        let [warning] = config(&[("HOST", "::1"), ("TRUSTED_PROXIES", "10.0.0.1,::/0")]).unwrap().warnings()[..] else {
+        let trusting = config(&[("HOST", "::1"), ("TRUSTED_PROXIES", "10.0.0.1,::/0")]).unwrap().warnings();
+        let [warning] = &trusting[..] else {
             panic!("one warning");
         };
         assert!(warning.contains("TRUSTED_PROXIES"), "{warning}");

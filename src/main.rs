@@ -79,6 +79,9 @@ fn health() -> ExitCode {
 }
 
 fn serve(demo: bool) -> ExitCode {
+    // Each connection is a file, and usual shells and units give 1,024. As many as may be had; what comes of it the
+    // configuration looks up and says.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let config = match config::variables().and_then(|variables| Config::from_variables(&variables, demo)) {
         Ok(config) => config,
         Err(error) => return fail(EX_USAGE, &error.to_string()),
@@ -144,6 +147,8 @@ fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), S
         docs = (config.access.docs == Docs::On).then(|| format!("http://{reachable}/docs")),
         upstream = format!("{}{kind}", config.upstream.base_url),
         model = config.defaults.model,
+        connections = config.limits.connections,
+        bounded_by = %config.limits.bound,
         "ai-service {} started",
         env!("CARGO_PKG_VERSION"),
     );

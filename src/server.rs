@@ -1,14 +1,19 @@
 //! The app and its accept loop: connections with limits, and an orderly end.
 
 mod connection;
+mod exchange;
+mod life;
+mod progress;
+mod reserve;
+mod transport;
 
 use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::{self, Runtime},
     sync::Semaphore,
-    time::{interval, sleep, timeout},
+    time::{Instant, interval, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -28,6 +33,8 @@ use crate::{
     tokens::{TokenCounter, Vocabulary},
 };
 use connection::ConnectionServer;
+use life::{Idle, Life, Lives};
+use reserve::{Refused, Reserve};
 
 /// Why an app cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -104,27 +111,16 @@ impl App {
         recording.spawn(self.usage.clone().run(stop_recording.clone()));
         recording.close();
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(self.limits.connections.min(Semaphore::MAX_PERMITS)));
-        let server = ConnectionServer::new(self.api.clone(), self.limits, shutdown.clone());
+        let mut door = Door::new(&self, &connections, shutdown.clone());
         loop {
-            let next = async {
-                // One more than may be open waits in the system's queue until one closes.
-                let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
-            };
-            let (place, stream) = tokio::select! {
+            let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
-                (place, accepted) = next => match accepted {
-                    Ok((stream, _)) => (place, stream),
-                    Err(error) => {
-                        after_accept_error(&error).await;
-                        continue;
-                    }
-                },
+                accepted = listener.accept() => accepted,
             };
-            // The semaphore is never closed.
-            let Ok(place) = place else { break };
-            connections.spawn(server.clone().serve(stream, Place(Arc::new(place))));
+            match accepted {
+                Ok((stream, _)) => door.let_in(stream).await,
+                Err(error) => after_accept_error(&error).await,
+            }
         }
         // From here on new connections are refused.
         drop(listener);
@@ -159,6 +155,58 @@ impl App {
         let readers_left = timeout(LAST_WORDS, everything).await.is_ok();
         tracing::warn!(?grace, streams, connections = connections.len(), readers_left, "the grace was not enough");
         false
+    }
+}
+
+/// Where connections come in. Every one is accepted: what cannot have a place is told so.
+struct Door {
+    server: ConnectionServer,
+    places: Arc<Semaphore>,
+    idle: Idle,
+    reserve: Reserve,
+    refused: Refused,
+    connections: TaskTracker,
+}
+
+/// How long an idle connection may take to close.
+const CLOSING: Duration = Duration::from_millis(200);
+
+impl Door {
+    fn new(app: &App, connections: &TaskTracker, shutdown: CancellationToken) -> Self {
+        let limits = app.limits;
+        let lives = Arc::new(Lives::new());
+        let refused = Refused::default();
+        app.tasks.spawn(refused.clone().tell(limits.connections, shutdown.clone()));
+        Self {
+            server: ConnectionServer::new(app.api.clone(), limits, Arc::clone(&lives), shutdown),
+            places: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
+            idle: Idle::new(lives),
+            reserve: Reserve::new(refused.clone()),
+            refused,
+            connections: connections.clone(),
+        }
+    }
+
+    async fn let_in(&mut self, stream: TcpStream) {
+        let (server, refused) = (self.server.clone(), self.refused.clone());
+        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
+            self.connections.spawn(server.serve(stream, Place(Arc::new(place))));
+            return;
+        }
+        // One that nobody looks for among those with a place.
+        let life = Arc::new(Life::new(Instant::now()));
+        if self.idle.close_longest() {
+            let places = Arc::clone(&self.places);
+            self.connections.spawn(async move {
+                match timeout(CLOSING, places.acquire_owned()).await {
+                    Ok(Ok(place)) => server.serve(stream, Place(Arc::new(place))).await,
+                    _ => server.serve_one(stream, life, refused).await,
+                }
+            });
+        } else {
+            let serve = server.serve_one(stream, Arc::clone(&life), refused);
+            self.reserve.admit(life, serve, &self.connections).await;
+        }
     }
 }
 

@@ -52,6 +52,14 @@ pub(crate) enum ApiError {
     /// More requests are being answered than the service takes on at once.
     #[error("the service is busy")]
     Overloaded { retry_after: Duration },
+    /// More connections are open than there can be.
+    #[error("the service has too many connections")]
+    TooManyConnections { retry_after: Duration },
+    /// What came is no head of a request.
+    #[error("the request's head cannot be read as HTTP/1.1")]
+    BadHead,
+    #[error("the request's head must have at most {bytes} bytes and {headers} headers")]
+    HeadTooLarge { bytes: usize, headers: usize },
     /// Not exactly one valid `Host`.
     #[error("the request must have exactly one valid Host header")]
     BadHost,
@@ -124,7 +132,11 @@ impl ApiError {
             Self::AddressBlocked { .. } => (StatusCode::FORBIDDEN, "address_blocked"),
             Self::OverRequests { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limited"),
             Self::OverLimit(over) | Self::Chat { error: ChatError::OverLimit(over), .. } => over_kind(over),
-            Self::Overloaded { .. } => (StatusCode::SERVICE_UNAVAILABLE, "overloaded"),
+            Self::Overloaded { .. } | Self::TooManyConnections { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded")
+            }
+            Self::BadHead => (StatusCode::BAD_REQUEST, "bad_head"),
+            Self::HeadTooLarge { .. } => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"),
             Self::BadHost => (StatusCode::BAD_REQUEST, "bad_host"),
             Self::BadFraming => (StatusCode::BAD_REQUEST, "bad_framing"),
             Self::UriTooLong { .. } => (StatusCode::URI_TOO_LONG, "uri_too_long"),
@@ -154,7 +166,7 @@ impl ApiError {
             Self::Store(StoreError::Unavailable)
             | Self::Chat { error: ChatError::Store(StoreError::Unavailable), .. } => return Some(STORE_RETRY_AFTER),
             Self::AddressBlocked { retry_after } => return *retry_after,
-            Self::Overloaded { retry_after } => return Some(*retry_after),
+            Self::Overloaded { retry_after } | Self::TooManyConnections { retry_after } => return Some(*retry_after),
             Self::OverRequests { standing } => return Some(standing.retry_after),
             Self::OverLimit(over) | Self::Chat { error: ChatError::OverLimit(over), .. } => {
                 return Some(match over {
@@ -219,6 +231,9 @@ impl ApiError {
                 | Self::BodyInterrupted
                 | Self::BadFraming
                 | Self::BadHost
+                | Self::BadHead
+                | Self::HeadTooLarge { .. }
+                | Self::TooManyConnections { .. }
         ) {
             // What is left of the body would be read as the next request; and who cannot say whom it asks is not listened to
             // any longer.

@@ -1,8 +1,16 @@
-//! Requests that could be read in more than one way: refused before anything is decided by them.
+//! Requests that could be read in more than one way, or in none: refused before anything is decided by them.
 
 use axum::http::{Method, Request, header};
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
 
-use crate::api::error::ApiError;
+use crate::api::{Api, error::ApiError};
+
+/// Most bytes of a request's head.
+pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Most headers of a request.
+pub(crate) const MAX_HEADERS: usize = 64;
 
 /// Longest address, in bytes. RFC 9110 asks for 8,000 at least.
 const MAX_URI_BYTES: usize = 8192;
@@ -36,6 +44,31 @@ pub(crate) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
         return Err(ApiError::UriTooLong { limit: MAX_URI_BYTES });
     }
     if request.method() == Method::CONNECT { Err(ApiError::MethodNotAllowed) } else { Ok(()) }
+}
+
+/// The answer to a head that hyper cannot read, as it is written, with its line in the log. `said` is the head of hyper's own
+/// answer, which has no body: its status says what is wrong.
+pub(crate) fn answer_to_unreadable(api: &Api, said: &[u8]) -> Vec<u8> {
+    let said = String::from_utf8_lossy(said);
+    let error = match said.split(' ').nth(1) {
+        Some("414") => ApiError::UriTooLong { limit: MAX_URI_BYTES },
+        Some("431") => ApiError::HeadTooLarge { bytes: MAX_HEAD_BYTES, headers: MAX_HEADERS },
+        _ => ApiError::BadHead,
+    };
+    let (head, body) = api.refuse(error).into_parts();
+    // It is in memory already.
+    let body = body.collect().now_or_never().and_then(Result::ok).unwrap_or_default().to_bytes();
+    let mut answer = format!("HTTP/1.1 {}\r\n", head.status).into_bytes();
+    let date = said.lines().find(|line| line.starts_with("date:"));
+    answer.extend(date.into_iter().flat_map(|date| [date, "\r\n"]).flat_map(str::bytes));
+    for (name, value) in &head.headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            answer.extend_from_slice(part);
+        }
+    }
+    answer.extend_from_slice(format!("content-length: {}\r\n\r\n", body.len()).as_bytes());
+    answer.extend_from_slice(&body);
+    answer
 }
 
 /// A name or an address, with or without a port. Source: RFC 9110, 7.2.

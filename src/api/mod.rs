@@ -38,8 +38,9 @@ use crate::{
 use cors::{CrossOrigin, CrossOriginLayer};
 use error::ApiError;
 pub(crate) use error::describe;
+pub(crate) use framing::{MAX_HEAD_BYTES, MAX_HEADERS, answer_to_unreadable};
+pub(crate) use guard::{Crowded, Rules, is_short, requests_quota, tokens_quota};
 use guard::{Guard, GuardLayer};
-pub(crate) use guard::{Rules, requests_quota, tokens_quota};
 use observe::{Observe, ObserveLayer};
 
 /// Every route, and every layer around them: what answers a request. Cheap to clone.

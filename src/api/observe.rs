@@ -90,6 +90,13 @@ impl<S> Observe<S> {
     pub(crate) fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
+
+    /// The answer to what is no request.
+    pub(crate) fn refuse(&self, error: ApiError) -> Response {
+        let request_id = self.ids.next();
+        let mut line = Line { method: None, route: None, started: Instant::now(), request_id, answered: false };
+        line.finish(error.into_response())
+    }
 }
 
 impl<S> std::fmt::Debug for Observe<S> {
@@ -115,7 +122,7 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let given = request.headers().get(REQUEST_ID).map(HeaderValue::as_bytes);
         let line = Line {
-            method: request.method().clone(),
+            method: Some(request.method().clone()),
             route: self.routes.at(request.uri().path()).ok().map(|matched| Arc::clone(matched.value)),
             started: Instant::now(),
             request_id: given.and_then(RequestId::accept).unwrap_or_else(|| self.ids.next()),
@@ -169,7 +176,8 @@ where
 
 /// The log line of one request. Dropped unanswered, the caller has left: that is 499, as nginx calls it.
 struct Line {
-    method: Method,
+    /// None could be read.
+    method: Option<Method>,
     route: Option<Arc<str>>,
     started: Instant,
     request_id: RequestId,
@@ -202,7 +210,7 @@ impl Line {
         macro_rules! log {
             ($level:ident) => {
                 tracing::$level!(
-                    method = self.method.as_str(),
+                    method = self.method.as_ref().map_or("(none)", Method::as_str),
                     route = self.route.as_deref().unwrap_or("(none)"),
                     status,
                     ms = f64::from(micros) / 1000.0,
@@ -215,7 +223,12 @@ impl Line {
                 )
             };
         }
-        if status >= 500 { log!(warn) } else { log!(info) }
+        match error {
+            // There may be very many, and the server says how many there were.
+            Some(ApiError::TooManyConnections { .. }) => log!(debug),
+            _ if status >= 500 => log!(warn),
+            _ => log!(info),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The settings of everything but the upstream and the callers.
 
-use std::{fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::IpAddr, path::PathBuf, time::Duration};
 
+use rlimit::Resource;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
@@ -102,13 +103,34 @@ pub enum LogFormat {
     Json,
 }
 
+/// What bounds the number of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionBound {
+    /// `MAX_CONNECTIONS`
+    Setting,
+    /// The limit on open files; `wanted` is a `MAX_CONNECTIONS` that it does not allow.
+    OpenFiles { files: usize, wanted: Option<usize> },
+}
+
+impl fmt::Display for ConnectionBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Setting => f.write_str("MAX_CONNECTIONS"),
+            Self::OpenFiles { files, .. } => write!(f, "{files} open files"),
+        }
+    }
+}
+
 /// Bounds on what a caller may use up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// `MAX_BODY_BYTES`: the largest request body. Default 2 MiB.
     pub body_bytes: usize,
-    /// Time for a request's head, and for a kept connection to say something. 10 s.
+    /// Time for a request's head, from its first byte, and for a new connection to say something. 10 s.
     pub head_time: Duration,
+    /// `KEEP_ALIVE_SECONDS`: how long a connection may wait for the next request. 75 s: longer than load balancers keep
+    /// theirs, which would otherwise send a request just when it is closed.
+    pub keep_alive: Duration,
     /// Time for a request's body. 30 s.
     pub body_time: Duration,
     /// How long what is written to a caller may get nowhere. 30 s.
@@ -116,6 +138,8 @@ pub struct Limits {
     /// Connections at once. `MAX_CONNECTIONS`; by default what the limit on open files allows for: each may need
     /// another one to the upstream.
     pub connections: usize,
+    /// What bounds them.
+    pub bound: ConnectionBound,
     /// `SHUTDOWN_GRACE_SECONDS`: time for running answers after SIGTERM. Default 30 s.
     pub shutdown_grace: Duration,
 }
@@ -173,16 +197,25 @@ impl Reader<'_> {
         }
     }
 
-    pub(super) fn limits(&mut self) -> Limits {
+    pub(super) fn limits(&mut self, demo: bool) -> Limits {
         let bytes = |v: &str| v.parse().ok().filter(|n| (1024..=64 * 1024 * 1024).contains(n));
-        let count = |v: &str| v.parse().ok().filter(|n| *n >= 1);
+        let count = |v: &str| v.parse().ok().filter(|n: &usize| *n >= 1);
         let two_mib = 2 * 1024 * 1024;
+        let files = open_files();
+        let possible = possible_connections(files, demo);
+        let wanted = self.parse("MAX_CONNECTIONS", None, "a whole number of at least 1", |v| count(v).map(Some));
+        let (connections, bound) = match wanted {
+            Some(wanted) if wanted <= possible => (wanted, ConnectionBound::Setting),
+            wanted => (possible, ConnectionBound::OpenFiles { files, wanted }),
+        };
         Limits {
             body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
             head_time: Duration::from_secs(10),
             body_time: Duration::from_secs(30),
             write_time: Duration::from_secs(30),
-            connections: self.parse("MAX_CONNECTIONS", connections_by_default(), "a whole number of at least 1", count),
+            keep_alive: self.seconds("KEEP_ALIVE_SECONDS", Duration::from_secs(75), 1..=86400),
+            connections,
+            bound,
             shutdown_grace: self.seconds("SHUTDOWN_GRACE_SECONDS", Duration::from_secs(30), 0..=3600),
         }
     }
@@ -217,13 +250,25 @@ impl Reader<'_> {
     }
 }
 
-/// Half of the open files that this process may have, less some for everything else.
-fn connections_by_default() -> usize {
-    // Linux tells in a file; elsewhere the usual limit of a shell is assumed.
-    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let files = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(1024_usize);
-    (files.saturating_sub(64) / 2).max(16)
+/// Files for everything that is not a caller's connection or its answer: the log, the listener, databases, timers.
+const FILES_BESIDES: usize = 64;
+
+/// Connections beyond those that there can be: each gets one short answer.
+pub const RESERVED_CONNECTIONS: usize = 32;
+
+/// More than any machine serves: what "unlimited" is taken for.
+const MOST_CONNECTIONS: usize = 1 << 20;
+
+/// How many connections there can be with so many open files. Each may need one to the upstream as well, and one more
+/// where the simulated upstream is in this process.
+fn possible_connections(files: usize, demo: bool) -> usize {
+    let each = if demo { 3 } else { 2 };
+    (files.saturating_sub(FILES_BESIDES + RESERVED_CONNECTIONS) / each).clamp(16, MOST_CONNECTIONS)
+}
+
+/// How many files this process may have open. Where nobody tells, the usual limit of a shell is assumed.
+fn open_files() -> usize {
+    Resource::NOFILE.get_soft().map_or(1024, |files| usize::try_from(files).unwrap_or(usize::MAX))
 }
 
 /// The place that `url` names.
@@ -267,4 +312,17 @@ fn origin(text: &str) -> Option<String> {
         && url.username().is_empty()
         && url.password().is_none();
     plain.then(|| url.origin().ascii_serialization())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn open_files_are_shared_by_callers_their_answers_and_all_else() {
+        assert_eq!(possible_connections(1024, false), 464);
+        assert_eq!(possible_connections(1024, true), 309);
+        assert_eq!(possible_connections(20, false), 16);
+        assert_eq!(possible_connections(usize::MAX, false), MOST_CONNECTIONS);
+    }
 }

@@ -69,6 +69,11 @@ impl Running {
         Self { child, first_line, rest, port }
     }
 
+    /// What it said up to the line that names its address.
+    pub fn first_line(&self) -> &str {
+        &self.first_line
+    }
+
     /// The process, which is the service itself whatever command it began as.
     pub fn id(&self) -> u32 {
         self.child.id()

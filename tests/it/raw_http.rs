@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use ai_service::config::Config;
 use reqwest::Method;
 
 use crate::support::{Play, ScriptedUpstream, TestApp, events::Script, upstream::answer, upstream::response};
@@ -10,8 +11,9 @@ use crate::support::{Play, ScriptedUpstream, TestApp, events::Script, upstream::
 /// A service that closes what says nothing more, soon.
 async fn start() -> (ScriptedUpstream, TestApp) {
     let upstream = ScriptedUpstream::start().await;
-    let app =
-        TestApp::start_with(&upstream.base_url, |config| config.limits.head_time = Duration::from_millis(400)).await;
+    let soon = Duration::from_millis(400);
+    let change = |config: &mut Config| (config.limits.head_time, config.limits.keep_alive) = (soon, soon);
+    let app = TestApp::start_with(&upstream.base_url, change).await;
     (upstream, app)
 }
 
@@ -196,6 +198,53 @@ async fn heads_and_addresses_have_a_measure() {
     }
 }
 
+/// That these bytes end with an error in the form of every error, as the last answer on their connection, and its code.
+async fn code_of_the_last(app: &TestApp, bytes: &[u8]) -> (u16, String) {
+    let answers = app.raw(bytes).await;
+    let last = answers.rsplit("HTTP/1.1 ").next().unwrap();
+    let (head, body) = last.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answers}"));
+    let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    assert_eq!((header("connection"), header("content-type")), (Some("close"), Some("application/json")), "{head}");
+    assert_eq!(header("content-length"), Some(body.len().to_string().as_str()), "{last}");
+    assert_eq!(header("x-content-type-options"), Some("nosniff"));
+    assert!(header("date").is_some_and(|date| date.ends_with("GMT")), "{head}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let (code, id) = (body["code"].as_str().unwrap(), body["request_id"].as_str().unwrap());
+    assert!(body["detail"].is_string() && header("x-request-id") == Some(id), "{last}");
+    let status: u16 = head[..3].parse().unwrap();
+    let [line] = &crate::support::log::lines_of(id)[..] else { panic!("one line of the log") };
+    assert_eq!((&line["status"], &line["code"]), (&status.into(), &code.into()), "{line}");
+    (status, code.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_cannot_be_read_is_refused_in_the_form_of_every_error_with_a_line_in_the_log() {
+    let (_upstream, app) = start().await;
+    let get = |path: &str, headers: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+    let before = get("/", "");
+    let cookie = |bytes: usize| get("/", &format!("Cookie: a={}\r\n", "x".repeat(bytes)));
+    for (bytes, status, code) in [
+        (cookie(40_000), 431, "head_too_large"),
+        (cookie(400_000), 431, "head_too_large"),
+        (get("/", &"a: b\r\n".repeat(64)), 431, "head_too_large"),
+        (get(&format!("/{}", "x".repeat(33_000)), ""), 431, "head_too_large"),
+        (get(&format!("/{}", "x".repeat(70_000)), ""), 431, "head_too_large"),
+        (get("/\u{1}", ""), 400, "bad_head"),
+        (get("/", "no colon\r\n"), 400, "bad_head"),
+        (get("/ x", ""), 400, "bad_head"),
+        ("GET / HTTP/9.9\r\n\r\n".to_owned(), 400, "bad_head"),
+        ("\u{1}\u{2}\r\n\r\n".to_owned(), 400, "bad_head"),
+    ] {
+        // As the first on its connection, behind another in the same packet, and with much behind it.
+        let much = format!("{bytes}{}", "x".repeat(1_000_000));
+        for bytes in [&bytes, &format!("{before}{bytes}"), &much] {
+            let (got, code_got) = code_of_the_last(&app, bytes.as_bytes()).await;
+            assert_eq!((got, code_got.as_str()), (status, code), "{bytes:.60}");
+        }
+    }
+    assert_eq!(app.get("/").await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn other_methods_are_405_and_no_header_makes_one_method_or_path_another() {
     let (upstream, app) = start().await;
@@ -223,7 +272,7 @@ async fn other_methods_are_405_and_no_header_makes_one_method_or_path_another() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_http_ends_the_connection_and_says_nothing_in_the_log() {
+async fn what_is_no_http_ends_the_connection_and_nothing_of_it_is_in_the_log() {
     let (_upstream, app) = start().await;
     let noise: Vec<u8> = (0..5000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     for (name, bytes) in [

@@ -29,6 +29,13 @@ pub(crate) fn policy(path: &str) -> Policy {
     }
 }
 
+/// Whether the request is answered at once and by few bytes, and says whether the service is there.
+pub(crate) fn is_short<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    let is_reading = matches!(*request.method(), Method::GET | Method::HEAD);
+    is_reading && (matches!(path, "/" | "/health") || path.starts_with("/health/"))
+}
+
 /// What is looked at.
 #[derive(Debug)]
 pub(super) struct Head<'a> {

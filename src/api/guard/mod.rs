@@ -16,7 +16,7 @@ mod room;
 mod rules;
 mod standing;
 
-pub(crate) use head::{Policy, policy};
+pub(crate) use head::{Policy, is_short, policy};
 pub(crate) use rules::Rules;
 pub(crate) use standing::{names as standing_names, requests_quota, tokens_quota};
 
@@ -47,6 +47,10 @@ use standing::tell;
 
 /// What a caller waits when there is no room: others are answered meanwhile.
 const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A request on a connection that is one too many; in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Crowded;
 
 /// Puts [`Guard`] around a service.
 #[derive(Clone, Debug)]
@@ -226,6 +230,9 @@ where
 
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let GuardLayer { rules, routes, in_flight } = &self.guard;
+        if request.extensions().get::<Crowded>().is_some() {
+            return Guarding::refused(ApiError::TooManyConnections { retry_after: OVERLOADED_RETRY_AFTER });
+        }
         let place = InFlight::enter(in_flight, rules.max_in_flight);
         if place.is_none() && routes.at(request.uri().path()).map_or(true, |found| *found.value != Policy::Public) {
             return Guarding::refused(ApiError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });

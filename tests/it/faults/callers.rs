@@ -148,4 +148,31 @@ pub const ROWS: &[Row] = &[
         ],
         "`make slow` does it with a thousand connections",
     ),
+    shown(
+        "C21",
+        "A connection is kept and idle for as long as a load balancer keeps its own",
+        &[
+            "a_kept_connection_has_its_time_and_each_head_its_own_from_the_first_byte",
+            "a_head_that_drips_has_no_more_time_than_one_that_stops",
+            "idle_connections_do_not_hold_up_the_end",
+            "two_thousand_requests_through_a_proxy_that_keeps_its_connections_meet_no_closed_one",
+        ],
+    ),
+    shown(
+        "C22",
+        "An answer comes before its caller has sent the body",
+        &[
+            "an_answer_that_comes_before_the_body_was_sent_is_read_every_time",
+            "what_is_sent_after_the_answer_is_read_within_bounds",
+            "a_small_body_that_nobody_read_costs_no_connection",
+        ],
+    ),
+    shown(
+        "C23",
+        "A proxy stands in front: kept connections, HTTP/1.0, HTTP/2, a prefix, WebSockets",
+        &[
+            "through_a_proxy_streams_come_word_by_word_and_are_resumed_and_stopped",
+            "a_websocket_is_upgraded_through_a_proxy",
+        ],
+    ),
 ];

@@ -245,7 +245,14 @@ pub const HTTP: &[Row] = &[
             "a_page_that_is_not_in_the_list_gets_no_socket",
         ],
     ),
-    shown("70", "TLS, SSH or noise on the port", &["what_is_no_http_ends_the_connection_and_says_nothing_in_the_log"]),
+    shown(
+        "70",
+        "TLS, SSH or noise on the port",
+        &[
+            "what_is_no_http_ends_the_connection_and_nothing_of_it_is_in_the_log",
+            "a_head_that_cannot_be_read_is_refused_in_the_form_of_every_error_with_a_line_in_the_log",
+        ],
+    ),
     shown(
         "71",
         "Ranges, conditions and encodings asked of a stream",

@@ -88,7 +88,10 @@ pub const ROWS: &[Row] = &[
     shown(
         "P12",
         "Descriptors run out",
-        &["descriptors_that_run_out_are_waited_for", "more_connections_than_allowed_wait_for_one_to_close"],
+        &[
+            "descriptors_that_run_out_are_waited_for",
+            "beyond_the_connections_there_can_be_one_is_refused_at_once_and_health_is_answered",
+        ],
     ),
     shown(
         "P13",
@@ -141,5 +144,24 @@ pub const ROWS: &[Row] = &[
         "The upstream's key changes",
         &["a_running_answer_finishes_and_new_connections_are_refused"],
         "Keys are read at start; an orderly restart loses no running answer. Two keys may stand side by side meanwhile",
+    ),
+    shown(
+        "P22",
+        "More connections than there can be",
+        &[
+            "beyond_the_connections_there_can_be_one_is_refused_at_once_and_health_is_answered",
+            "connections_that_say_nothing_keep_health_from_nobody",
+            "the_connection_that_was_idle_longest_makes_room",
+            "a_websocket_takes_the_place_of_its_connection",
+        ],
+    ),
+    shown(
+        "P23",
+        "A shell or a unit that gives few open files",
+        &[
+            "the_soft_limit_on_open_files_is_raised_to_the_hard_one",
+            "with_1024_open_files_the_last_reader_is_refused_at_once_and_health_is_answered",
+            "more_connections_than_open_files_allow_are_warned_of_and_others_are_named",
+        ],
     ),
 ];

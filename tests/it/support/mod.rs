@@ -6,6 +6,7 @@ pub mod database;
 pub mod dice;
 pub mod events;
 pub mod log;
+pub mod nginx;
 pub mod upstream;
 pub mod weak_link;
 
@@ -53,6 +54,8 @@ pub fn variables(upstream: &Url) -> Variables {
 /// The service on a real port. It stops when it is dropped.
 pub struct TestApp {
     pub address: SocketAddr,
+    /// What stands before every path.
+    base: String,
     client: reqwest::Client,
     shutdown: CancellationToken,
     served: Option<JoinHandle<bool>>,
@@ -75,7 +78,7 @@ impl TestApp {
         let app = App::open(&config).await.expect("an app");
         let served = tokio::spawn(app.serve(listener, shutdown.clone()));
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().expect("a client");
-        Self { address, client, shutdown, served: Some(served) }
+        Self { address, base: format!("http://{address}"), client, shutdown, served: Some(served) }
     }
 
     /// The service as these variables have it, with those that every test starts from.
@@ -98,11 +101,23 @@ impl TestApp {
         let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).default_headers(headers.collect());
         let client = client.build().expect("a client");
         // Dropping this one stops nothing.
-        Self { address: self.address, client, shutdown: CancellationToken::new(), served: None }
+        Self {
+            address: self.address,
+            base: self.base.clone(),
+            client,
+            shutdown: CancellationToken::new(),
+            served: None,
+        }
+    }
+
+    /// The same service, asked by this client at another address.
+    pub fn at(&self, base: &str, client: reqwest::Client) -> Self {
+        let shutdown = CancellationToken::new();
+        Self { address: self.address, base: base.to_owned(), client, shutdown, served: None }
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}{path}", self.base)
     }
 
     pub async fn request(&self, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Answer {

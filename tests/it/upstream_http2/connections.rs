@@ -2,10 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use serde_json::json;
 
-use super::{BEFORE, BEHIND, ask, broken, failures, first_words, gated, upstream};
+use super::{NONE, ask, begun, broken, failures, first_words, gated, lost, upstream};
 use crate::support::{
     Play, ScriptedUpstream, TestApp, Transport,
     events::{Script, contents},
@@ -46,7 +45,7 @@ async fn an_edge_that_offers_http_1_only_is_spoken_to_in_that() {
     let gate = gated(&upstream);
     let app = upstream.app().await;
     let running = first_words(&app, 5).await;
-    assert!(failures(&app, 5).await.is_empty());
+    assert_eq!(failures(&app, 5).await, NONE);
     assert!(upstream.edge().open_connections() > 5, "one for each stream");
     gate.cancel();
     assert_eq!(broken(running).await, 0);
@@ -57,7 +56,7 @@ async fn when_an_edge_begins_to_speak_http_2_new_connections_do() {
     let upstream = upstream().await;
     upstream.edge().without_http2(true);
     let app = upstream.app().await;
-    assert!(failures(&app, 5).await.is_empty());
+    assert_eq!(failures(&app, 5).await, NONE);
     upstream.edge().without_http2(false);
     let gate = gated(&upstream);
     // Who finds the old ones taken has the first new one made; those that come later share it.
@@ -98,22 +97,12 @@ async fn six_hundred_streams_at_a_hundred_a_connection_all_have_their_first_word
     let gate = gated(&upstream);
     let app = upstream.app().await;
     // Without readers, who would need more open files than a usual shell allows.
-    let streams = futures_util::stream::iter(0..600).map(async |_| app.begin(&json!({"message": "x"})).await);
-    let streams: Vec<_> = streams.buffer_unordered(32).collect().await;
-    let reached = async |status: &str, content: &str| {
-        for id in &streams {
-            eventually(async || {
-                let state = app.state(id).await;
-                state["status"] == status && state["content"] == content
-            })
-            .await;
-        }
-    };
-    reached("running", BEFORE).await;
+    let streams = begun(&app, 600).await;
+    assert_eq!(upstream.edge().streams(), 600);
     assert!(upstream.edge().most_streams() <= 100, "{}", upstream.edge().most_streams());
     assert!((6..=24).contains(&upstream.edge().connections()), "{}", upstream.edge().connections());
     gate.cancel();
-    reached("finished", &[BEFORE, BEHIND].concat()).await;
+    assert_eq!(lost(&app, &streams).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +130,7 @@ async fn a_slow_handshake_is_waited_for() {
     let upstream = upstream().await;
     upstream.edge().slow_handshake(Duration::from_millis(400));
     let app = upstream.app().await;
-    assert!(failures(&app, 10).await.is_empty());
+    assert_eq!(failures(&app, 10).await, NONE);
 }
 
 #[tokio::test]
@@ -165,7 +154,7 @@ async fn while_new_connections_hang_those_that_are_open_are_used() {
     assert_eq!(ask(&app).await.status, 200);
     upstream.edge().mute(true);
     for _ in 0..5 {
-        assert!(failures(&app, 20).await.is_empty());
+        assert_eq!(failures(&app, 20).await, NONE);
     }
 }
 
@@ -192,7 +181,7 @@ async fn when_the_streams_are_over_one_connection_is_enough_again() {
     assert_eq!(broken(running).await, 0);
     let before = upstream.edge().connections();
     for _ in 0..5 {
-        assert!(failures(&app, 10).await.is_empty());
+        assert_eq!(failures(&app, 10).await, NONE);
     }
     assert_eq!(upstream.edge().connections(), before, "no further ones");
     drop(app);

@@ -5,13 +5,13 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::join_all, stream};
+use futures_util::{StreamExt, stream};
 use serde_json::json;
 
-use super::{BEFORE, BEHIND, ask, broken, first_words, gated, upstream};
+use super::{BEFORE, BEHIND, ask, begun, broken, first_words, gated, lost, upstream};
 use crate::support::{
     Play, ScriptedUpstream, TestApp,
-    events::{Script, contents},
+    events::Script,
     eventually,
     upstream::{answer, response},
 };
@@ -102,22 +102,22 @@ async fn thousands_of_whole_answers_break_nothing() {
     assert_eq!(upstream.edge().resets(), 0);
 }
 
-/// Words that keep coming for longer than any test takes.
-fn endless() -> Vec<Play> {
-    let script = Script::chunked().role().piece(BEFORE);
-    (0..2000)
-        .fold(script, |script, _| script.play(Play::Pause(Duration::from_millis(10))).piece("더 "))
-        .into_iter()
-        .collect()
+/// Words that keep coming, for longer than anything here takes.
+fn endless(script: Script, word: &str) -> Vec<Play> {
+    // Written once: in a debug build that is what takes long.
+    let word = Script::chunked().piece(word).into_iter().nth(1).expect("behind the head");
+    let words = std::iter::repeat_n([Play::Pause(Duration::from_millis(10)), word], 1500);
+    script.into_iter().chain(words.flatten()).collect()
 }
 
 /// An upstream that says endless words to whoever says `stop`, and waits for the gate with everybody else.
 fn stopped_or_gated(upstream: &ScriptedUpstream) -> tokio_util::sync::CancellationToken {
     let gate = tokio_util::sync::CancellationToken::new();
     let until = gate.clone();
+    let endless = endless(Script::chunked().role().piece(BEFORE), "더 ");
     upstream.answers(move |seen| {
         Some(if seen.body["messages"][0]["content"] == "stop" {
-            endless()
+            endless.clone()
         } else {
             let script = Script::chunked().role().piece(BEFORE).play(Play::Until(until.clone())).piece(BEHIND);
             script.finish("stop").usage().done().end().into_iter().collect()
@@ -141,17 +141,13 @@ async fn of_streams_beside_fifteen_hundred_that_are_stopped_none_is_lost() {
     upstream.edge().streams_a_connection(100);
     upstream.edge().sends_behind_resets(Duration::from_millis(150));
     let gate = stopped_or_gated(&upstream);
+    // Nobody reads those that run until they are over, for however long a debug build takes to stop the others.
     let app = upstream.app_with(|config| config.streams.orphan = Duration::ZERO).await;
-    // Without readers, whose client would not wait as long as a debug build takes to stop so many.
-    let running = join_all((0..200).map(async |_| app.begin(&json!({"message": "x"})).await)).await;
+    let running = begun(&app, 200).await;
     let stops = stream::iter(0..1500).for_each_concurrent(64, async |_| begin_and_stop(&app).await);
     tokio::time::timeout(Duration::from_secs(120), stops).await.expect("all are stopped");
     gate.cancel();
-    for id in running {
-        let events = app.events(&id).await.rest().await;
-        assert_eq!(contents(&events), [BEFORE, BEHIND], "{events:?}");
-        assert_eq!(events.last().unwrap().kind(), "END");
-    }
+    assert_eq!(lost(&app, &running).await, 0);
     eventually(async || upstream.edge().streams() == 0).await;
 }
 
@@ -209,9 +205,7 @@ async fn a_stream_that_goes_on_behind_done_is_let_go_and_costs_nobody_else() {
     let app = upstream.app().await;
     let running = first_words(&app, 3).await;
     for _ in 0..20 {
-        let script = Script::chunked().piece("a").done();
-        let script = (0..2000).fold(script, |script, _| script.play(Play::Pause(Duration::from_millis(10))).piece("b"));
-        upstream.then(script);
+        upstream.then(endless(Script::chunked().piece("a").done(), "b"));
         let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
         assert_eq!(events.last().unwrap().kind(), "END");
     }

@@ -5,19 +5,23 @@ mod dead_paths;
 mod endings;
 mod refusals;
 
-use futures_util::future::join_all;
+use futures_util::{StreamExt, future::join_all, stream};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     Answer, Play, ScriptedUpstream, TestApp, Transport,
     events::{Event, Reading, Script, contents},
+    eventually,
     upstream::{answer, response},
 };
 
 /// What a stream says before its gate opens, and behind it.
 const BEFORE: &str = "안녕";
 const BEHIND: &str = "하세요!";
+
+/// Not one failure.
+const NONE: [String; 0] = [];
 
 async fn upstream() -> ScriptedUpstream {
     ScriptedUpstream::over(Transport::Http2).await
@@ -59,6 +63,26 @@ async fn first_words(app: &TestApp, count: usize) -> Vec<Reading> {
         reading
     }));
     begun.await
+}
+
+/// Begins so many streams that nobody reads yet, and waits until each has its first word.
+async fn begun(app: &TestApp, count: usize) -> Vec<String> {
+    let streams = stream::iter(0..count).map(async |_| app.begin(&json!({"message": "x"})).await);
+    let streams: Vec<_> = streams.buffer_unordered(32).collect().await;
+    for id in &streams {
+        eventually(async || app.state(id).await["content"] == BEFORE).await;
+    }
+    streams
+}
+
+/// How many of these end without their last word.
+async fn lost(app: &TestApp, streams: &[String]) -> usize {
+    let mut lost = 0;
+    for id in streams {
+        let events = app.events(id).await.rest().await;
+        lost += usize::from(contents(&events) != [BEFORE, BEHIND] || events.last().unwrap().kind() != "END");
+    }
+    lost
 }
 
 /// How many of these end without their last word.

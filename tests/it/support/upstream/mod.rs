@@ -118,11 +118,13 @@ impl ScriptedUpstream {
         Self::on(listener, transport, Arc::new(Certificate::new()))
     }
 
-    /// Another one with the same certificate, at that address. This one closes its connections. `None` where this machine
-    /// has no such address.
-    pub async fn moved(self, address: &str) -> Option<Self> {
-        let listener = TcpListener::bind(address).await.ok()?;
-        Some(Self::on(listener, Transport::Http2, Arc::clone(&self.certificate)))
+    /// Another one with the same certificate, at that address. This one closes its connections.
+    pub async fn moved(mut self, address: &str) -> Self {
+        self.task.abort();
+        // Until then it takes connections.
+        let _ = (&mut self.task).await;
+        let listener = TcpListener::bind(address).await.expect("the address");
+        Self::on(listener, Transport::Http2, Arc::clone(&self.certificate))
     }
 
     fn on(listener: TcpListener, transport: Transport, certificate: Arc<Certificate>) -> Self {

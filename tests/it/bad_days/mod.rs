@@ -177,7 +177,7 @@ fn asking(upstream: &ScriptedUpstream, file: &Path) -> [(&'static str, String); 
 
 /// The binary in a world of its own mounts, which `script` makes at `place` (its `$1`): no root is needed for it.
 /// `None`, said aloud, on a machine that does not allow it.
-fn among_own_mounts(script: &str, place: &Path) -> Option<Command> {
+pub fn among_own_mounts(script: &str, place: &Path) -> Option<Command> {
     const UNSHARE: [&str; 6] = ["--user", "--map-root-user", "--mount", "sh", "-ec", ""];
     let path = std::env::var_os("PATH").unwrap_or_default();
     let unshare = |script: &str| {

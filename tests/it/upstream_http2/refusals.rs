@@ -2,7 +2,7 @@
 //! nobody anything. Nothing is retried here that may have been processed.
 
 use std::{
-    net::Ipv6Addr,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::{NONE, ask, broken, failures, first_words, gated, upstream};
 use crate::support::{PATIENCE, Play, ScriptedUpstream, Transport, events::Script, eventually, upstream::edge::Reason};
+use crate::{bad_days::among_own_mounts, process::Running};
 
 #[tokio::test]
 async fn a_graceful_goaway_costs_no_request() {
@@ -177,24 +178,33 @@ async fn an_idle_connection_that_breaks_costs_no_request() {
     assert_eq!(upstream.edge().requests(), [1; 10]);
 }
 
+/// A host file of its own, as the service sees it.
+const HOSTS: &str = r#"mount --bind "$1"/hosts /etc/hosts"#;
+
 #[tokio::test]
 async fn where_the_name_leads_is_asked_again_for_new_connections() {
-    let names: Vec<_> = tokio::net::lookup_host("localhost:0").await.unwrap().map(|address| address.ip()).collect();
-    if !names.contains(&Ipv6Addr::LOCALHOST.into()) {
-        println!("localhost leads to {names:?} only: nowhere to move to");
-        return;
-    }
+    let directory = tempfile::tempdir().unwrap();
+    let hosts = directory.path().join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n").unwrap();
+    let Some(mut command) = among_own_mounts(HOSTS, directory.path()) else { return };
     let first = ScriptedUpstream::over(Transport::Http2).await;
     let port = first.base_url.port().unwrap();
-    let app = {
-        let base = format!("https://localhost:{port}/v1").parse().unwrap();
-        let certificate = first.certificate().authority().clone();
-        crate::support::TestApp::start_with(&base, |config| config.upstream.authorities = vec![certificate]).await
+    let authority = first.certificate().authority_file().to_path_buf();
+    command.envs([("OPENAI_API_KEY", "sk-test"), ("OPENAI_BASE_URL", &format!("https://localhost:{port}/v1"))]);
+    command.env("UPSTREAM_CA_FILE", &authority).env("UPSTREAM_MAX_RETRIES", "0");
+    let service = Running::begin(command);
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let ask = async || {
+        let request = client.post(service.url("/chat")).header("content-type", "application/json");
+        request.body(r#"{"message":"x"}"#).send().await.unwrap().status()
     };
-    assert_eq!(ask(&app).await.status, 200);
-    let second = first.moved(&format!("[::1]:{port}")).await;
+    assert_eq!(ask().await, 200);
+    fs::write(&hosts, "127.0.0.2 localhost\n").unwrap();
+    let second = first.moved(&format!("127.0.0.2:{port}")).await;
     // The service is told by the same network, a moment later.
     tokio::time::sleep(Duration::from_millis(20)).await;
-    assert_eq!(failures(&app, 10).await, NONE);
-    assert_eq!(second.seen().len(), 10);
+    for _ in 0..10 {
+        assert_eq!(ask().await, 200);
+    }
+    assert_eq!(second.seen().iter().filter(|seen| seen.line.starts_with("POST")).count(), 10);
 }

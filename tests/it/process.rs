@@ -4,6 +4,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     net::TcpListener,
     process::{Child, Command, Output, Stdio},
+    sync::mpsc::{Receiver, channel},
     time::{Duration, Instant},
 };
 
@@ -37,7 +38,8 @@ pub struct Running {
     child: Child,
     /// What it said up to the line that names its address.
     first_line: String,
-    rest: BufReader<std::process::ChildStdout>,
+    /// What it says behind that, read as it comes: a full pipe would cost lines.
+    rest: Receiver<String>,
     pub port: u16,
 }
 
@@ -66,7 +68,10 @@ impl Running {
         });
         let address = after.split_whitespace().next().unwrap();
         let port = address.rsplit(':').next().unwrap().parse().unwrap();
-        Self { child, first_line, rest, port }
+        let (line, lines) = channel();
+        // It ends with the service, or with whoever listens.
+        std::thread::spawn(move || rest.lines().map_while(Result::ok).try_for_each(|said| line.send(said)));
+        Self { child, first_line, rest: lines, port }
     }
 
     /// What it said up to the line that names its address.
@@ -104,8 +109,7 @@ impl Running {
             assert!(Instant::now() < deadline, "it does not end");
             std::thread::sleep(Duration::from_millis(5));
         };
-        let mut rest = String::new();
-        self.rest.read_to_string(&mut rest).unwrap();
+        let rest = self.rest.iter().map(|line| line + "\n").collect();
         (status.code(), rest)
     }
 }
@@ -232,15 +236,11 @@ async fn sigterm_lets_a_running_answer_finish_and_a_second_one_does_not_wait() {
     assert!(rest.contains("everything_finished=true"), "{rest}");
 
     upstream.then([Play::Silence]);
-    let mut service = Running::start(&[], &variables);
+    let service = Running::start(&[], &variables);
     let running = call(service.port);
     upstream.arrived(2).await;
     service.signal("-TERM");
-    let mut line = String::new();
-    while !line.contains("stopping") {
-        line.clear();
-        assert!(service.rest.read_line(&mut line).unwrap() > 0);
-    }
+    while !service.rest.recv().unwrap().contains("stopping") {}
     service.signal("-TERM");
     assert_eq!(service.end().0, Some(143));
     assert!(running.await.unwrap().is_err());

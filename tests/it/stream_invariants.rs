@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::support::{

@@ -10,6 +10,7 @@ mod settings;
 mod upstream;
 
 pub use access::{Access, ApiKey, Docs, Jwt, RateLimits};
+use settings::upstream_connections;
 pub use settings::{
     AllowedOrigins, ConnectionBound, Conversations, Database, Defaults, Limits, Listen, Log, LogFormat, LogLevel,
     MAX_TOKENS_LIMIT, RESERVED_CONNECTIONS, Streams, is_model_name,
@@ -95,6 +96,7 @@ impl Config {
             upstream: Upstream {
                 max_retries: read.max_retries(),
                 timeouts: read.timeouts(),
+                connections: upstream_connections(demo),
                 ..if demo { Upstream::placeholder() } else { read.upstream() }
             },
             defaults: read.defaults(),

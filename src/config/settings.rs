@@ -6,7 +6,7 @@ use rlimit::Resource;
 use secrecy::{ExposeSecret, SecretString};
 use url::Url;
 
-use super::Reader;
+use super::{ConnectionLimits, Reader};
 
 /// Where the service listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,6 +264,11 @@ const MOST_CONNECTIONS: usize = 1 << 20;
 fn possible_connections(files: usize, demo: bool) -> usize {
     let each = if demo { 3 } else { 2 };
     (files.saturating_sub(FILES_BESIDES + RESERVED_CONNECTIONS) / each).clamp(16, MOST_CONNECTIONS)
+}
+
+/// The limits of connections to the upstream: as many as callers may have.
+pub(super) fn upstream_connections(demo: bool) -> ConnectionLimits {
+    ConnectionLimits { most: possible_connections(open_files(), demo), ..ConnectionLimits::default() }
 }
 
 /// How many files this process may have open. Where nobody tells, the usual limit of a shell is assumed.

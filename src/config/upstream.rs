@@ -99,6 +99,8 @@ pub struct ConnectionLimits {
     pub idle: Duration,
     /// How old a connection gets before new requests go to another one, whose address is resolved anew. 600 s.
     pub age: Duration,
+    /// Most at a time: half of the open files that there can be. Requests beyond wait for one to be free.
+    pub most: usize,
 }
 
 impl Default for ConnectionLimits {
@@ -108,6 +110,7 @@ impl Default for ConnectionLimits {
             ping_answer: Duration::from_secs(10),
             idle: Duration::from_secs(90),
             age: Duration::from_secs(600),
+            most: usize::MAX,
         }
     }
 }

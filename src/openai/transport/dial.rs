@@ -21,7 +21,7 @@ use crate::{
         client::ClientError,
         error::{Stage, UpstreamError},
         tls,
-        transport::io::Io,
+        transport::io::{Io, OpenCount},
     },
 };
 
@@ -43,6 +43,8 @@ pub(super) struct Dialer {
     /// `None` for `http://`.
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
     limit: Duration,
+    /// What it has made and is still there.
+    pub(super) open: OpenCount,
     /// Why the last attempt failed, so that the log says it once and not for every request.
     trouble: Mutex<Option<String>>,
 }
@@ -62,7 +64,7 @@ impl Dialer {
         #[cfg(target_os = "linux")]
         tcp.set_tcp_user_timeout(Some(silence + answer));
         let tls = if base.scheme_str() == Some("https") { Some(Self::tls(&base, upstream)?) } else { None };
-        Ok(Self { base, tcp, tls, limit, trouble: Mutex::new(None) })
+        Ok(Self { base, tcp, tls, limit, open: OpenCount::default(), trouble: Mutex::new(None) })
     }
 
     fn tls(base: &Uri, upstream: &Upstream) -> Result<(Arc<ClientConfig>, ServerName<'static>), ClientError> {
@@ -105,7 +107,7 @@ impl Dialer {
         let tcp = self.tcp.clone().call(self.base.clone()).await;
         let tcp = tcp.map_err(|error| failure(&error, self.limit))?.into_inner();
         let Some((tls, name)) = &self.tls else {
-            return Ok((Io::plain(tcp), Protocol::Http1));
+            return Ok((Io::plain(tcp, &self.open), Protocol::Http1));
         };
         let stream = TlsConnector::from(Arc::clone(tls))
             .connect(name.clone(), tcp)
@@ -115,7 +117,7 @@ impl Dialer {
             Some(b"h2") => Protocol::Http2,
             _ => Protocol::Http1,
         };
-        Ok((Io::tls(stream), protocol))
+        Ok((Io::tls(stream, &self.open), protocol))
     }
 }
 

@@ -35,7 +35,7 @@ impl Http1 {
     ///
     /// # Errors
     /// The connection is broken.
-    pub(super) async fn new(io: Io) -> Result<Self, UpstreamError> {
+    pub(super) async fn new(io: Io, pool: Weak<Pool>) -> Result<Self, UpstreamError> {
         let last_read = io.last_read();
         let mut builder = http1::Builder::new();
         builder.max_headers(MAX_HEADERS);
@@ -43,6 +43,9 @@ impl Http1 {
         super::pool::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the upstream ended with an error");
+            }
+            if let Some(pool) = pool.upgrade() {
+                pool.has_room();
             }
         });
         Ok(Self { sender, last_read, idle_since: Instant::now() })

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -51,11 +51,37 @@ impl LastTime {
     }
 }
 
+/// How many connections are open.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OpenCount(Arc<AtomicUsize>);
+
+impl OpenCount {
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn one_more(&self) -> CountedOpen {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        CountedOpen(self.clone())
+    }
+}
+
+/// Counts a connection until it is dropped.
+#[derive(Debug)]
+struct CountedOpen(OpenCount);
+
+impl Drop for CountedOpen {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A connection's bytes, in the clear.
 #[derive(Debug)]
 pub(super) struct Io {
     stream: Stream,
     last_read: LastTime,
+    _counted: CountedOpen,
 }
 
 #[derive(Debug)]
@@ -66,12 +92,12 @@ enum Stream {
 }
 
 impl Io {
-    pub(super) fn plain(stream: TcpStream) -> Self {
-        Self { stream: Stream::Plain(stream), last_read: LastTime::now() }
+    pub(super) fn plain(stream: TcpStream, open: &OpenCount) -> Self {
+        Self { stream: Stream::Plain(stream), last_read: LastTime::now(), _counted: open.one_more() }
     }
 
-    pub(super) fn tls(stream: TlsStream<TcpStream>) -> Self {
-        Self { stream: Stream::Tls(Box::new(stream)), last_read: LastTime::now() }
+    pub(super) fn tls(stream: TlsStream<TcpStream>, open: &OpenCount) -> Self {
+        Self { stream: Stream::Tls(Box::new(stream)), last_read: LastTime::now(), _counted: open.one_more() }
     }
 
     pub(super) fn last_read(&self) -> LastTime {

@@ -177,6 +177,11 @@ impl Pool {
         self.serve(state);
     }
 
+    /// A connection has ended, so that another may be made.
+    pub(super) fn has_room(self: &Arc<Self>) {
+        self.serve(self.lock());
+    }
+
     /// Lets those go out who wait and have a place now.
     fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.waiting.is_empty() {
@@ -205,7 +210,8 @@ impl Pool {
 
     /// As many connections as those who wait need, beside the ones on the way.
     fn dial_as_needed(self: &Arc<Self>, state: &mut State) {
-        while state.dialing < MAX_DIALS && state.waiting.len() > state.dialing.saturating_mul(state.expected) {
+        let may_dial = |dialing| dialing < MAX_DIALS && dialing + self.dialer.open.get() < self.limits.most;
+        while may_dial(state.dialing) && state.waiting.len() > state.dialing.saturating_mul(state.expected) {
             state.dialing += 1;
             spawn(Arc::clone(self).dial());
         }
@@ -247,7 +253,7 @@ impl Pool {
     async fn connect(self: &Arc<Self>) -> Result<New, UpstreamError> {
         let (io, protocol) = self.dialer.dial().await?;
         Ok(match protocol {
-            Protocol::Http1 => New::Http1(Http1::new(io).await?),
+            Protocol::Http1 => New::Http1(Http1::new(io, Arc::downgrade(self)).await?),
             Protocol::Http2 => New::Http2(Http2::new(io, self.limits, Arc::downgrade(self)).await?),
         })
     }

@@ -77,6 +77,7 @@ async fn all_speak_at_once(streams: usize, a_connection: u32) {
     let (connections, most) = (upstream.edge().connections(), upstream.edge().most_streams());
     let a_connection = usize::try_from(a_connection).unwrap();
     assert!(most <= a_connection, "{most}");
+    assert_eq!(upstream.edge().refused_over_limit(), 0);
     assert!(connections >= streams.div_ceil(a_connection), "{connections}");
     // Filled to a part, and not one for each.
     assert!(connections <= 1 + 4 * streams / a_connection, "{connections} connections for {streams} streams");
@@ -197,5 +198,26 @@ async fn a_question_over_http_1_that_breaks_off_costs_its_own_connection() {
         assert_eq!(ask(&app).await.error(502).1, "upstream_reset");
         assert_eq!(ask(&app).await.status, 200);
         assert_eq!(upstream.edge().requests(), [1, 1]);
+    }
+}
+
+#[tokio::test]
+async fn requests_beyond_the_connections_there_can_be_wait_for_a_free_one() {
+    for transport in [Transport::Plain, Transport::Tls, Transport::Http2] {
+        let upstream = ScriptedUpstream::over(transport).await;
+        upstream.edge().streams_a_connection(1);
+        let gate = gated(&upstream);
+        let app = upstream.app_with(|config| config.upstream.connections.most = 3).await;
+        let running = first_words(&app, 2).await;
+        assert_eq!(failures(&app, 20).await, NONE, "{transport:?}");
+        assert!(upstream.edge().most_open_connections() <= 3, "{transport:?}");
+        // One that is stopped makes room as well.
+        let stopped = app.begin(&json!({"message": "x"})).await;
+        app.events(&stopped).await.take(2).await;
+        let waits = app.begin(&json!({"message": "x"})).await;
+        assert_eq!(app.cancel(&stopped).await.status, 200);
+        app.events(&waits).await.take(2).await;
+        gate.cancel();
+        assert_eq!(broken(running).await, 0);
     }
 }

@@ -151,3 +151,41 @@ async fn a_dead_network_is_an_error_in_time_and_is_used_again_when_it_lives() {
         assert_eq!(answers[1], 200, "{transport:?}: {answers:?}");
     }
 }
+
+const SILENCE: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn a_silent_connection_is_asked_whether_it_is_alive_and_goes_on() {
+    let upstream = upstream().await;
+    let gate = gated(&upstream);
+    let app = upstream.app_with(|config| config.upstream.connections.silence = SILENCE).await;
+    let running = first_words(&app, 3).await;
+    eventually(async || upstream.edge().pings() >= 3).await;
+    gate.cancel();
+    assert_eq!(broken(running).await, 0);
+    // Without answers it is asked too.
+    let before = upstream.edge().pings();
+    eventually(async || upstream.edge().pings() > before).await;
+    assert_eq!(ask(&app).await.status, 200);
+    assert_eq!(upstream.edge().connections(), 1);
+}
+
+#[tokio::test]
+async fn answers_on_a_path_that_died_end_when_nobody_answers_a_ping() {
+    let upstream = upstream().await;
+    let _gate = gated(&upstream);
+    let app = upstream
+        .app_with(|config| {
+            config.upstream.connections.silence = SILENCE;
+            config.upstream.connections.ping_answer = 3 * SILENCE;
+        })
+        .await;
+    let running = first_words(&app, 3).await;
+    upstream.edge().swallow_open();
+    // The limits of an answer would let them wait for a minute.
+    for mut reading in running {
+        let last = reading.rest().await.pop().unwrap();
+        assert_eq!(last.data["code"], "upstream_reset", "{last:?}");
+    }
+    assert_eq!(ask(&app).await.status, 200);
+}

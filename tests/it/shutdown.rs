@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use crate::support::{
-    PATIENCE, Play, ScriptedUpstream, TestApp,
+    PATIENCE, Play, ScriptedUpstream, TestApp, Transport, eventually,
     upstream::{answer, response},
 };
 
@@ -68,8 +68,7 @@ async fn what_does_not_finish_within_the_grace_is_left_behind() {
 }
 
 /// A stream's response so far, and the rest of it.
-async fn open_stream(app: &TestApp) -> reqwest::Response {
-    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+async fn open_stream(client: &reqwest::Client, app: &TestApp) -> reqwest::Response {
     let request = client.post(app.url("/chat")).header("content-type", "application/json");
     request.header("accept", "text/event-stream").body(r#"{"message":"x"}"#).send().await.unwrap()
 }
@@ -89,18 +88,24 @@ fn halves() -> (Vec<u8>, Vec<u8>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_200_live_streams_those_that_finish_are_whole_and_the_others_say_so() {
-    let upstream = ScriptedUpstream::start().await;
+    finish_or_say_so(ScriptedUpstream::start().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_200_live_streams_over_http_2_those_that_finish_are_whole_and_the_others_say_so() {
+    finish_or_say_so(ScriptedUpstream::over(Transport::Http2).await).await;
+}
+
+async fn finish_or_say_so(upstream: ScriptedUpstream) {
     let (first, rest) = halves();
     // Every other one never ends by itself.
     for n in 0..200 {
         let end = if n % 2 == 0 { vec![Play::Hold, Play::Send(rest.clone())] } else { vec![Play::Silence] };
         upstream.then([Play::Send(first.clone())].into_iter().chain(end));
     }
-    let mut app = TestApp::start_with(&upstream.base_url, |config| {
-        config.limits.shutdown_grace = Duration::from_secs(6);
-    })
-    .await;
-    let streams = futures_util::future::join_all((0..200).map(|_| open_stream(&app))).await;
+    let mut app = upstream.app_with(|config| config.limits.shutdown_grace = Duration::from_secs(6)).await;
+    let client = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build().unwrap();
+    let streams = futures_util::future::join_all((0..200).map(|_| open_stream(&client, &app))).await;
     upstream.arrived(200).await;
 
     let started = std::time::Instant::now();
@@ -144,4 +149,6 @@ async fn of_200_live_streams_those_that_finish_are_whole_and_the_others_say_so()
     let finished = tokio::time::timeout(PATIENCE, served).await.expect("in time").unwrap();
     assert!(!finished, "some did not finish by themselves");
     assert!(started.elapsed() >= Duration::from_secs(6), "the grace was given");
+    // Nothing runs on behind it.
+    eventually(async || upstream.edge().streams() == 0).await;
 }

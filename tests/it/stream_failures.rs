@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 use crate::support::{
-    CANARY_KEY, PATIENCE, Play, ScriptedUpstream, TestApp,
+    CANARY_KEY, PATIENCE, Play, ScriptedUpstream, TestApp, Transport,
     events::{Event, RETRY, Script, contents, delta, text},
-    upstream::{answer, response},
+    upstream::{TRANSPORTS, answer, response},
 };
 
 const PREFIX: &str = "스트리밍 응답 생성 중 오류가 발생했습니다: ";
@@ -28,10 +28,26 @@ impl Outcome {
         Self::with(script, |_| {}).await
     }
 
-    async fn with(script: impl IntoIterator<Item = Play>, change: impl FnOnce(&mut Timeouts)) -> Self {
-        let upstream = ScriptedUpstream::start().await;
+    /// The same over each transport.
+    async fn with(script: impl IntoIterator<Item = Play>, change: impl Fn(&mut Timeouts)) -> Self {
+        let script: Vec<_> = script.into_iter().collect();
+        let first = Self::over(Transport::Plain, script.clone(), &change).await;
+        for transport in [Transport::Tls, Transport::Http2] {
+            let other = Self::over(transport, script.clone(), &change).await;
+            assert_eq!(contents(&other.events), contents(&first.events), "{transport:?}");
+            assert_eq!(other.last(), first.last(), "{transport:?}");
+        }
+        first
+    }
+
+    async fn over(
+        transport: Transport,
+        script: impl IntoIterator<Item = Play>,
+        change: impl Fn(&mut Timeouts),
+    ) -> Self {
+        let upstream = ScriptedUpstream::over(transport).await;
         upstream.then(script);
-        let app = TestApp::start_with(&upstream.base_url, |config| change(&mut config.upstream.timeouts)).await;
+        let app = upstream.app_with(|config| change(&mut config.upstream.timeouts)).await;
         let events = read(&app, 0, &upstream).await;
         assert_eq!(upstream.seen().len(), 1, "one call upstream");
         Self { events, upstream }
@@ -177,14 +193,17 @@ async fn a_broken_connection_is_an_error_with_the_text_so_far() {
         vec![Play::Send(promised), Play::Send(event), Play::Hold, Play::Close],
     ] {
         let shown = format!("{script:?}");
-        let upstream = ScriptedUpstream::start().await;
-        upstream.then(script);
-        let app = TestApp::start(&upstream.base_url).await;
-        let events = read(&app, 2, &upstream).await;
-        let outcome = Outcome { events, upstream };
-        let words = outcome.assert_error("upstream_reset", 502, true, &["안녕"]);
-        assert_eq!(words, "the connection to OpenAI API broke before the answer was complete", "{shown}");
-        assert_eq!(outcome.upstream.seen().len(), 1, "never begun again: the text would be another");
+        for transport in TRANSPORTS {
+            let upstream = ScriptedUpstream::over(transport).await;
+            let script: &Vec<Play> = &script;
+            upstream.then(script.clone());
+            let app = upstream.app().await;
+            let events = read(&app, 2, &upstream).await;
+            let outcome = Outcome { events, upstream };
+            let words = outcome.assert_error("upstream_reset", 502, true, &["안녕"]);
+            assert_eq!(words, "the connection to OpenAI API broke before the answer was complete", "{shown}");
+            assert_eq!(outcome.upstream.seen().len(), 1, "never begun again: the text would be another");
+        }
     }
     for before in [vec![Play::Reset], vec![Play::Close], vec![Play::Send(b"HTTP/1.1 200".to_vec()), Play::Close]] {
         Outcome::of(before).await.assert_error("upstream_reset", 502, true, &[]);
@@ -271,11 +290,13 @@ async fn what_comes_behind_done_is_ignored() {
 
 #[tokio::test]
 async fn a_stream_that_goes_on_behind_done_spoils_no_later_request() {
-    let upstream = ScriptedUpstream::start().await;
-    upstream.then(Script::chunked().piece("a").done().piece(PRIVATE).play(Play::Silence));
-    let app = TestApp::start(&upstream.base_url).await;
-    read(&app, 0, &upstream).await;
-    assert_eq!(app.chat(&json!({"message": "x"})).await.json()["response"], "안녕하세요! 무엇을 도와드릴까요?");
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        upstream.then(Script::chunked().piece("a").done().piece(PRIVATE).play(Play::Silence));
+        let app = upstream.app().await;
+        read(&app, 0, &upstream).await;
+        assert_eq!(app.chat(&json!({"message": "x"})).await.json()["response"], "안녕하세요! 무엇을 도와드릴까요?");
+    }
 }
 
 #[tokio::test]
@@ -318,7 +339,7 @@ async fn a_line_of_more_than_a_mebibyte_is_an_error() {
 async fn an_answer_of_more_than_16_mebibytes_is_an_error_with_what_fits() {
     let piece = "x".repeat(1_000_000);
     let script = (0..17).fold(Script::chunked(), |script, _| script.piece(&piece)).play(Play::Silence);
-    let outcome = Outcome::of(script).await;
+    let outcome = Outcome::over(Transport::Plain, script, |_| {}).await;
     let words = outcome.assert_error("too_large", 502, false, &vec![piece.as_str(); 16]);
     assert_eq!(words, "the answer has more than 16777216 bytes");
     outcome.upstream.left().await;
@@ -396,13 +417,15 @@ async fn a_stream_that_drips_for_ever_ends_at_the_total_limit() {
     let every = Duration::from_millis(50);
     let drip = |script: Script, _| script.piece("x").play(Play::Pause(every));
     let script = (0..PATIENCE.as_millis() / every.as_millis()).fold(Script::chunked(), drip);
-    let began = Instant::now();
-    let outcome = Outcome::with(script, |timeouts| timeouts.total = limit).await;
-    let pieces = contents(&outcome.events);
-    assert!(!pieces.is_empty() && pieces.len() <= 19, "{}", pieces.len());
-    let words = outcome.assert_error("upstream_deadline", 504, true, &pieces);
-    assert_eq!(words, "OpenAI API gave no end of its answer within 900ms");
-    assert!((limit..PATIENCE / 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    for transport in TRANSPORTS {
+        let began = Instant::now();
+        let outcome = Outcome::over(transport, script.clone(), |timeouts| timeouts.total = limit).await;
+        let pieces = contents(&outcome.events);
+        assert!(!pieces.is_empty() && pieces.len() <= 19, "{}", pieces.len());
+        let words = outcome.assert_error("upstream_deadline", 504, true, &pieces);
+        assert_eq!(words, "OpenAI API gave no end of its answer within 900ms");
+        assert!((limit..PATIENCE / 2).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
 }
 
 #[tokio::test]
@@ -513,10 +536,16 @@ async fn wherever_the_bytes_are_cut_the_events_are_the_same() {
         "data: [DONE]\n\n".to_owned(),
     ];
     let body = events.concat().into_bytes();
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start(&upstream.base_url).await;
+    for transport in [Transport::Plain, Transport::Http2] {
+        cut_anywhere(transport, &body).await;
+    }
+}
+
+async fn cut_anywhere(transport: Transport, body: &[u8]) {
+    let upstream = ScriptedUpstream::over(transport).await;
+    let app = upstream.app().await;
     let mut expected = None;
-    let whole = [Script::chunked().bytes(&body)];
+    let whole = [Script::chunked().bytes(body)];
     // Each part is an HTTP chunk of its own, and those are handed over one by one however TCP carries them.
     let in_two = (1..body.len()).map(|at| Script::chunked().bytes(&body[..at]).bytes(&body[at..]));
     let byte_by_byte = body.chunks(1).fold(Script::chunked(), Script::bytes);
@@ -547,18 +576,21 @@ async fn a_cut_inside_a_packet_of_http_is_invisible_too() {
     for at in (1..bytes.len()).step_by(29) {
         let (head, tail) = bytes.split_at(at);
         let script = [Play::Send(head.to_vec()), Play::Pause(Duration::from_millis(1)), Play::Send(tail.to_vec())];
-        Outcome::of(script).await.assert_end(&["안녕", "하세요!"], Some("stop"));
+        let outcome = Outcome::over(Transport::Plain, script, |_| {}).await;
+        outcome.assert_end(&["안녕", "하세요!"], Some("stop"));
     }
 }
 
 #[tokio::test]
 async fn a_stream_that_outlives_the_service_ends_with_an_error() {
-    let upstream = ScriptedUpstream::start().await;
+    for transport in TRANSPORTS {
+        outlives_the_service(ScriptedUpstream::over(transport).await).await;
+    }
+}
+
+async fn outlives_the_service(upstream: ScriptedUpstream) {
     upstream.then(Script::chunked().piece("안녕").play(Play::Silence));
-    let mut app = TestApp::start_with(&upstream.base_url, |config| {
-        config.limits.shutdown_grace = Duration::from_millis(150);
-    })
-    .await;
+    let mut app = upstream.app_with(|config| config.limits.shutdown_grace = Duration::from_millis(150)).await;
     let mut reading = app.chat_as_stream(&json!({"message": "x"})).await;
     let mut events = reading.take(2).await;
     let served = app.stop();
@@ -572,16 +604,18 @@ async fn a_stream_that_outlives_the_service_ends_with_an_error() {
 
 #[tokio::test]
 async fn a_failed_stream_spoils_no_later_one() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start(&upstream.base_url).await;
-    upstream
-        .then([Play::Reset])
-        .then_status(500, "", "{}")
-        .then(Script::chunked().piece("a").event("{"))
-        .then(Script::chunked().piece("b").play(Play::Close))
-        .then(Script::answer(&["c"]));
-    for expected in ["ERROR", "ERROR", "ERROR", "ERROR", "END"] {
-        let events = read(&app, 0, &upstream).await;
-        assert_eq!(events.last().unwrap().kind(), expected);
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = upstream.app().await;
+        upstream
+            .then([Play::Reset])
+            .then_status(500, "", "{}")
+            .then(Script::chunked().piece("a").event("{"))
+            .then(Script::chunked().piece("b").play(Play::Close))
+            .then(Script::answer(&["c"]));
+        for expected in ["ERROR", "ERROR", "ERROR", "ERROR", "END"] {
+            let events = read(&app, 0, &upstream).await;
+            assert_eq!(events.last().unwrap().kind(), expected, "{transport:?}");
+        }
     }
 }

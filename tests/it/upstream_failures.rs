@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use ai_service::config::Timeouts;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 
 use crate::support::{
-    Answer, CANARY_KEY, Play, ScriptedUpstream, TestApp,
-    upstream::{answer, response},
+    Answer, CANARY_KEY, Play, ScriptedUpstream, TestApp, Transport,
+    upstream::{TRANSPORTS, answer, response},
 };
 
 const PREFIX: &str = "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: ";
@@ -17,11 +17,25 @@ async fn ask(app: &TestApp) -> Answer {
     app.chat(&json!({"message": "canary-prompt"})).await
 }
 
-/// What a caller gets when the upstream plays `script`: status, code, and the words behind the fixed prefix.
+/// What a caller gets when the upstream plays `script`: status, code, and the words behind the fixed prefix. The same over
+/// each transport.
 async fn outcome(script: impl IntoIterator<Item = Play>) -> (Answer, String, String) {
-    let upstream = ScriptedUpstream::start().await;
+    let script: Vec<_> = script.into_iter().collect();
+    let mut first: Option<(Answer, String, String)> = None;
+    for transport in TRANSPORTS {
+        let outcome = outcome_over(transport, script.clone()).await;
+        if let Some((answer, code, words)) = &first {
+            assert_eq!((answer.status, code, words), (outcome.0.status, &outcome.1, &outcome.2), "{transport:?}");
+        }
+        first.get_or_insert(outcome);
+    }
+    first.unwrap()
+}
+
+async fn outcome_over(transport: Transport, script: Vec<Play>) -> (Answer, String, String) {
+    let upstream = ScriptedUpstream::over(transport).await;
     upstream.then(script);
-    let app = TestApp::start(&upstream.base_url).await;
+    let app = upstream.app().await;
     let answer = ask(&app).await;
     let (detail, code) = answer.error(answer.status.as_u16());
     let detail = detail.as_str().unwrap();
@@ -204,31 +218,31 @@ fn quick(change: impl FnOnce(&mut Timeouts)) -> Timeouts {
     timeouts
 }
 
-async fn slow(script: Vec<Play>, timeouts: Timeouts) -> (Value, String, ScriptedUpstream) {
-    let upstream = ScriptedUpstream::start().await;
-    upstream.then(script);
-    let app = TestApp::start_with(&upstream.base_url, |config| config.upstream.timeouts = timeouts).await;
-    let (detail, code) = ask(&app).await.error(504);
-    (detail, code, upstream)
+/// What a caller gets when the upstream plays `script` and then nothing; and that its connection or stream is left.
+async fn slow(script: Vec<Play>, timeouts: Timeouts, expected: (&str, &str)) {
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        upstream.then(script.clone());
+        let app = upstream.app_with(|config| config.upstream.timeouts = timeouts).await;
+        let (detail, code) = ask(&app).await.error(504);
+        assert_eq!((code.as_str(), detail), (expected.0, json!(format!("{PREFIX}{}", expected.1))), "{transport:?}");
+        upstream.left().await;
+    }
 }
 
 #[tokio::test]
 async fn no_first_byte_in_time_is_a_504_and_the_connection_is_closed() {
     let limit = Duration::from_millis(150);
-    let (detail, code, upstream) = slow(vec![Play::Silence], quick(|t| t.first_token = limit)).await;
-    assert_eq!(code, "upstream_timeout");
-    assert_eq!(detail, format!("{PREFIX}OpenAI API gave no answer within 150ms"));
-    upstream.left().await;
+    let expected = ("upstream_timeout", "OpenAI API gave no answer within 150ms");
+    slow(vec![Play::Silence], quick(|t| t.first_token = limit), expected).await;
 }
 
 #[tokio::test]
 async fn no_last_byte_in_time_is_a_504_and_the_connection_is_closed() {
     let limit = Duration::from_millis(150);
     let half = response(200, "", &answer("half").to_string())[..150].to_vec();
-    let (detail, code, upstream) = slow(vec![Play::Send(half), Play::Silence], quick(|t| t.total = limit)).await;
-    assert_eq!(code, "upstream_deadline");
-    assert_eq!(detail, format!("{PREFIX}OpenAI API gave no end of its answer within 150ms"));
-    upstream.left().await;
+    let expected = ("upstream_deadline", "OpenAI API gave no end of its answer within 150ms");
+    slow(vec![Play::Send(half), Play::Silence], quick(|t| t.total = limit), expected).await;
 }
 
 #[tokio::test]
@@ -291,11 +305,13 @@ async fn a_large_answer_within_the_limit_arrives_whole() {
 
 #[tokio::test]
 async fn a_failure_spoils_no_later_request() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = TestApp::start(&upstream.base_url).await;
-    upstream.then([Play::Reset]).then_status(500, "", "{}").then([Play::Close]);
-    for _ in 0..3 {
-        assert!(ask(&app).await.status.is_server_error());
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = upstream.app().await;
+        upstream.then([Play::Reset]).then_status(500, "", "{}").then([Play::Close]);
+        for _ in 0..3 {
+            assert!(ask(&app).await.status.is_server_error());
+        }
+        assert_eq!(ask(&app).await.status, 200, "{transport:?}");
     }
-    assert_eq!(ask(&app).await.status, 200);
 }

@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::{
     process::Running,
     support::{
-        Answer, Play, ScriptedUpstream, TestApp,
+        Answer, Play, ScriptedUpstream, TestApp, Transport,
         events::{Script, contents},
         log,
-        upstream::{answer, response},
+        upstream::{TRANSPORTS, answer, response},
     },
 };
 
@@ -24,26 +24,35 @@ pub async fn start(upstream: &ScriptedUpstream) -> TestApp {
 }
 
 pub async fn start_with(upstream: &ScriptedUpstream, change: impl FnOnce(&mut Upstream)) -> TestApp {
-    TestApp::start_with(&upstream.base_url, |config| {
-        config.upstream.max_retries = 2;
-        change(&mut config.upstream);
-    })
-    .await
+    upstream
+        .app_with(|config| {
+            config.upstream.max_retries = 2;
+            change(&mut config.upstream);
+        })
+        .await
 }
 
 pub async fn ask(app: &TestApp) -> Answer {
     app.chat(&json!({"message": "x"})).await
 }
 
-/// What a caller gets for these refusals followed by answers, and how often the upstream was asked.
+/// What a caller gets for these refusals followed by answers, and how often the upstream was asked. The same over each
+/// transport.
 async fn outcome(refusals: &[(u16, &str, &str)]) -> (Answer, usize) {
-    let upstream = ScriptedUpstream::start().await;
-    let app = start(&upstream).await;
-    for (status, headers, body) in refusals {
-        upstream.then_status(*status, headers, body);
+    let mut first: Option<(Answer, usize)> = None;
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        let app = start(&upstream).await;
+        for (status, headers, body) in refusals {
+            upstream.then_status(*status, headers, body);
+        }
+        let outcome = (ask(&app).await, upstream.seen().len());
+        if let Some((answer, asked)) = &first {
+            assert_eq!((answer.status, asked), (outcome.0.status, &outcome.1), "{transport:?}");
+        }
+        first.get_or_insert(outcome);
     }
-    let answer = ask(&app).await;
-    (answer, upstream.seen().len())
+    first.unwrap()
 }
 
 pub fn error(message: &str, code: &str) -> String {
@@ -61,11 +70,15 @@ async fn a_failure_that_may_pass_is_asked_again_and_the_caller_never_knows() {
 
 #[tokio::test]
 async fn a_connection_that_breaks_before_an_answer_is_made_again() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = start(&upstream).await;
-    upstream.then([Play::Reset]).then([Play::Send(b"HTTP/1.1 200".to_vec()), Play::Close]);
-    assert_eq!(ask(&app).await.status, 200);
-    assert_eq!(upstream.seen().len(), 3);
+    for transport in TRANSPORTS {
+        let upstream = ScriptedUpstream::over(transport).await;
+        // Over HTTP/2 the connection, and not just the stream.
+        upstream.edge().resets_cut(true);
+        let app = start(&upstream).await;
+        upstream.then([Play::Reset]).then([Play::Send(b"HTTP/1.1 200".to_vec()), Play::Close]);
+        assert_eq!(ask(&app).await.status, 200);
+        assert_eq!(upstream.seen().len(), 3, "{transport:?}");
+    }
 }
 
 #[tokio::test]
@@ -156,7 +169,13 @@ async fn more_than_a_minute_is_not_waited_for_but_told_to_the_caller() {
 
 #[tokio::test]
 async fn what_may_have_been_billed_is_not_asked_again() {
-    let upstream = ScriptedUpstream::start().await;
+    for transport in TRANSPORTS {
+        is_asked_once(transport).await;
+    }
+}
+
+async fn is_asked_once(transport: Transport) {
+    let upstream = ScriptedUpstream::over(transport).await;
     let limit = Duration::from_millis(150);
     let app = start_with(&upstream, |config| config.timeouts.first_token = limit).await;
     upstream.then([Play::Silence]);
@@ -167,7 +186,7 @@ async fn what_may_have_been_billed_is_not_asked_again() {
     assert_eq!(upstream.seen().len(), 2);
 
     // A whole answer that breaks off has been given.
-    let upstream = ScriptedUpstream::start().await;
+    let upstream = ScriptedUpstream::over(transport).await;
     let app = start(&upstream).await;
     let half = response(200, "", &answer("half").to_string())[..150].to_vec();
     upstream.then([Play::Send(half), Play::Reset]);
@@ -203,8 +222,13 @@ async fn no_connection_in_time_is_tried_once_more() {
 
 #[tokio::test]
 async fn a_retry_before_the_first_byte_of_a_stream_is_invisible_to_its_reader() {
-    let upstream = ScriptedUpstream::start().await;
-    let app = start(&upstream).await;
+    for transport in TRANSPORTS {
+        is_invisible(&ScriptedUpstream::over(transport).await).await;
+    }
+}
+
+async fn is_invisible(upstream: &ScriptedUpstream) {
+    let app = start(upstream).await;
     upstream.then_status(500, SOON, "{}").then([Play::Reset]).then(Script::answer(&["안녕", "하세요"]));
     let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
     let kinds: Vec<_> = events.iter().map(|event| event.kind().to_owned()).collect();
@@ -225,12 +249,14 @@ async fn behind_the_head_of_a_stream_nothing_is_asked_again() {
         Script::chunked().role().event(&broken).end(),
         Script::chunked().role().piece("안녕").end(),
     ] {
-        let upstream = ScriptedUpstream::start().await;
-        let app = start(&upstream).await;
-        upstream.then(script);
-        let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
-        assert_eq!(events.last().unwrap().kind(), "ERROR");
-        assert_eq!(upstream.seen().len(), 1);
+        for transport in TRANSPORTS {
+            let upstream = ScriptedUpstream::over(transport).await;
+            let app = start(&upstream).await;
+            upstream.then(script.clone());
+            let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
+            assert_eq!(events.last().unwrap().kind(), "ERROR");
+            assert_eq!(upstream.seen().len(), 1, "{transport:?}");
+        }
     }
 }
 

@@ -79,6 +79,7 @@ async fn all_speak_at_once(streams: usize, a_connection: u32) {
     assert!(most <= a_connection, "{most}");
     assert_eq!(upstream.edge().refused_over_limit(), 0);
     assert!(connections >= streams.div_ceil(a_connection), "{connections}");
+    assert_eq!(upstream.edge().refused_over_limit(), 0, "the limit is known before it is reached");
     // Filled to a part, and not one for each.
     assert!(connections <= 1 + 4 * streams / a_connection, "{connections} connections for {streams} streams");
     gate.cancel();

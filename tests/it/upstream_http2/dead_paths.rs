@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ai_service::config::Config;
 use serde_json::json;
 
 use super::{NONE, ask, broken, failures, first_words, gated, upstream};
@@ -152,40 +153,49 @@ async fn a_dead_network_is_an_error_in_time_and_is_used_again_when_it_lives() {
     }
 }
 
-const SILENCE: Duration = Duration::from_millis(100);
+/// Silence that is noticed soon.
+fn watchful(config: &mut Config) {
+    config.upstream.connections.silence = Duration::from_millis(300);
+    config.upstream.connections.ping_answer = Duration::from_millis(500);
+}
 
 #[tokio::test]
-async fn a_silent_connection_is_asked_whether_it_is_alive_and_goes_on() {
+async fn a_silent_connection_with_running_answers_is_asked_whether_it_is_alive() {
     let upstream = upstream().await;
     let gate = gated(&upstream);
-    let app = upstream.app_with(|config| config.upstream.connections.silence = SILENCE).await;
+    let app = upstream.app_with(watchful).await;
     let running = first_words(&app, 3).await;
     eventually(async || upstream.edge().pings() >= 3).await;
     gate.cancel();
-    assert_eq!(broken(running).await, 0);
-    // Without answers it is asked too.
-    let before = upstream.edge().pings();
-    eventually(async || upstream.edge().pings() > before).await;
-    assert_eq!(ask(&app).await.status, 200);
+    assert_eq!(broken(running).await, 0, "one that answers is kept");
     assert_eq!(upstream.edge().connections(), 1);
 }
 
 #[tokio::test]
-async fn answers_on_a_path_that_died_end_when_nobody_answers_a_ping() {
+async fn answers_whose_path_died_end_long_before_their_time_limit() {
     let upstream = upstream().await;
     let _gate = gated(&upstream);
-    let app = upstream
-        .app_with(|config| {
-            config.upstream.connections.silence = SILENCE;
-            config.upstream.connections.ping_answer = 3 * SILENCE;
-        })
-        .await;
-    let running = first_words(&app, 3).await;
+    let app = upstream.app_with(watchful).await;
+    let mut running = first_words(&app, 3).await;
     upstream.edge().swallow_open();
-    // The limits of an answer would let them wait for a minute.
-    for mut reading in running {
+    let began = Instant::now();
+    for reading in &mut running {
         let last = reading.rest().await.pop().unwrap();
         assert_eq!(last.data["code"], "upstream_reset", "{last:?}");
     }
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     assert_eq!(ask(&app).await.status, 200);
+    eventually(async || upstream.edge().open_connections() == 1).await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_whose_path_died_is_closed() {
+    let upstream = upstream().await;
+    let app = upstream.app_with(watchful).await;
+    assert_eq!(ask(&app).await.status, 200);
+    upstream.edge().swallow_open();
+    eventually(async || upstream.edge().open_connections() == 0).await;
+    let began = Instant::now();
+    assert_eq!(ask(&app).await.status, 200);
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
 }

@@ -1,5 +1,6 @@
 //! The upstream as production has it: behind an edge with TLS and HTTP/2, which has limits, ages, refuses and dies.
 
+mod behind_nginx;
 mod connections;
 mod dead_paths;
 mod endings;

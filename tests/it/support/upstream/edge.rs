@@ -40,7 +40,6 @@ pub struct Edge {
     /// What the next requests meet instead of an answer.
     refusals: Mutex<VecDeque<Refusal>>,
     records: Mutex<Vec<Arc<Record>>>,
-    most_open: AtomicUsize,
     resets: AtomicUsize,
     needless_resets: AtomicUsize,
     refused_over_limit: AtomicUsize,
@@ -183,11 +182,6 @@ impl Edge {
         lock(&self.records).iter().filter(|record| !record.is_closed.load(SeqCst)).count()
     }
 
-    /// The most that were open at once.
-    pub fn most_open_connections(&self) -> usize {
-        self.most_open.load(SeqCst)
-    }
-
     /// Streams that are open on any connection.
     pub fn streams(&self) -> usize {
         lock(&self.records).iter().map(|record| record.streams.load(SeqCst)).sum()
@@ -229,7 +223,6 @@ impl Edge {
     pub(super) fn connect(&self) -> Arc<Record> {
         let record = Arc::new(Record { is_all_swallowed: Arc::clone(&self.is_all_swallowed), ..Record::default() });
         lock(&self.records).push(Arc::clone(&record));
-        self.most_open.fetch_max(self.open_connections(), SeqCst);
         record
     }
 

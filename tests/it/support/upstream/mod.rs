@@ -85,6 +85,9 @@ pub enum Transport {
     Http2,
 }
 
+/// Each of them: what is true of one must be true of all.
+pub const TRANSPORTS: [Transport; 3] = [Transport::Plain, Transport::Tls, Transport::Http2];
+
 /// What finds the script for a request that has none.
 type Answering = Box<dyn Fn(&Seen) -> Option<Vec<Play>> + Send + Sync>;
 

@@ -1,5 +1,7 @@
 //! Extractors that reject with [`ApiError`], in FastAPI's form.
 
+use std::convert::Infallible;
+
 use axum::{
     body::Body,
     extract::{FromRef, FromRequest, FromRequestParts, Path, Request},
@@ -15,7 +17,7 @@ use tokio::time::timeout;
 use crate::{
     api::{
         error::ApiError,
-        guard::Identity,
+        guard::{HeldPlace, IDEMPOTENCY_KEY, Identity},
         json_error::{self, Explanation},
         validation::{Fields, Issue, Loc, Object},
     },
@@ -99,11 +101,23 @@ impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKey(pub(crate) Option<String>);
 
+/// The place among the requests in flight of one with an `Idempotency-Key`, for the task that works for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "it is there to be held")] Option<HeldPlace>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Held {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.remove()))
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let mut values = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(value) = values.next() else { return Ok(Self(None)) };
         let key = value.to_str().unwrap_or_default();
         let is_good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());

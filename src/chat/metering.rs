@@ -110,6 +110,11 @@ impl Metering {
         self.0.slots.take(&caller.who, limit).map(Some).ok_or(OverLimit::Streams { limit })
     }
 
+    /// The same without being asked; `None` when there is no limit.
+    pub(super) fn occupy(&self, caller: &Caller) -> Option<Slot> {
+        self.0.streams.map(|_| self.0.slots.occupy(&caller.who))
+    }
+
     /// The tokens of a prompt, as OpenAI counts them.
     async fn count(&self, model: &str, messages: &[Message]) -> u64 {
         let vocabulary = Vocabulary::of(model);

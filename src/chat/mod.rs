@@ -28,6 +28,7 @@ use crate::{
     config::{self, Defaults},
     conversations::{self, Conversations, Saved, StoreError, StoredMessage, Summary},
     ids::{ConversationId, Owner, StreamId},
+    limits::Slot,
     message::{Message, Role, Usage},
     openai::{Answer, Client, Completion, UpstreamError},
     streams::CreateError,
@@ -335,6 +336,13 @@ impl OpenAiService {
         id: &ConversationId,
     ) -> Result<Option<Summary>, StoreError> {
         self.0.conversations.summary(owner, id).await
+    }
+
+    /// One of the caller's places for running streams, for what goes on though its caller has left; taken even where all of
+    /// them are.
+    #[must_use]
+    pub fn occupy(&self, caller: &Caller) -> Option<Slot> {
+        self.0.metering.occupy(caller)
     }
 
     /// The stored conversations, for what is not the original's.

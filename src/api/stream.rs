@@ -26,9 +26,9 @@ use crate::{
     },
     chat::{
         BeginError, ChatError, ChatStreams, Opened, Reader, Snapshot,
-        idempotency::{Claim, Outcome},
+        idempotency::{Claim, Outcome, Ticket},
     },
-    ids::StreamId,
+    ids::{Owner, StreamId},
     state::AppState,
     streams::{Followed, Seq, Status},
 };
@@ -83,19 +83,12 @@ pub(crate) async fn begin(
     request: StreamRequest,
 ) -> Result<Begun, ApiError> {
     let spent = Spent { model: state.service.model_for(&request.chat).to_owned(), usage: None };
-    let ticket = match key.0.map(|key| state.idempotency.claim(&caller.owner, &key, &("stream", &request))) {
+    let ticket = match key.0 {
         None => None,
-        Some(Claim::First(ticket)) => Some(ticket),
-        Some(Claim::Other) => return Err(ApiError::IdempotencyKeyReused),
-        Some(Claim::Same(waiting)) => {
-            return match waiting.outcome().await {
-                Some(Outcome::Stream(id)) => Ok(Begun { spent, id, is_replay: true }),
-                Some(Outcome::Failed(ChatError::Store(error))) => Err(error.into()),
-                Some(Outcome::Failed(ChatError::OverLimit(over))) => Err(over.into()),
-                // The first could not begin for want of room.
-                _ => Err(ApiError::StreamLogFull),
-            };
-        }
+        Some(key) => match claim(state, &caller.owner, &key, &request).await? {
+            Claimed::First(ticket) => Some(ticket),
+            Claimed::Stream(id) => return Ok(Begun { spent, id, is_replay: true }),
+        },
     };
     let StreamRequest { chat, conversation, on_disconnect } = request;
     let (service, streams) = (&state.service, &state.streams);
@@ -115,6 +108,37 @@ pub(crate) async fn begin(
     }
     let id = begun?;
     Ok(Begun { spent, id, is_replay: false })
+}
+
+/// What a request with a key is.
+enum Claimed {
+    /// The first one, or the first one again.
+    First(Ticket),
+    /// One that came before, and this is its stream.
+    Stream(StreamId),
+}
+
+/// Looks the request's key up. A stream that has failed, or that can be read no more, is nothing to give back: then the
+/// request is as good as the first.
+async fn claim(state: &AppState, owner: &Owner, key: &str, request: &StreamRequest) -> Result<Claimed, ApiError> {
+    loop {
+        let waiting = match state.idempotency.claim(owner, key, &("stream", request)) {
+            Claim::First(ticket) => return Ok(Claimed::First(ticket)),
+            Claim::Other => return Err(ApiError::IdempotencyKeyReused),
+            Claim::Same(waiting) => waiting,
+        };
+        match waiting.outcome().await {
+            Some(Outcome::Stream(id)) if state.streams.is_worth_reading(id, owner).await => {
+                return Ok(Claimed::Stream(id));
+            }
+            // Of those who see that at once, one begins it anew, and the others get that one's.
+            Some(Outcome::Stream(id)) => state.idempotency.give_up(owner, key, id),
+            Some(Outcome::Failed(ChatError::Store(error))) => return Err(error.into()),
+            Some(Outcome::Failed(ChatError::OverLimit(over))) => return Err(over.into()),
+            // The first could not begin for want of room.
+            _ => return Err(ApiError::StreamLogFull),
+        }
+    }
 }
 
 /// Read a stream

@@ -33,6 +33,11 @@ impl Keeping {
         Self(Arc::new(Question { service, caller, id, text, asked_at, is_kept }))
     }
 
+    /// What it holds in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.text.len()
+    }
+
     /// Stores the question with its answer, once: a stream may be stopped while that is done. `interrupted`: the answer
     /// is what there was when somebody stopped it; if that is nothing, there is nothing to store.
     ///

@@ -247,7 +247,9 @@ impl Key {
         let is_probe = |passed| matches!(passed, breaker::Passed::Probe(_));
         let mut turned = Turned::default();
         match came {
-            Came::NoConnection if counts || is_probe(passed.key) => turned.opened = self.breaker.failed(passed.key, now),
+            Came::NoConnection if counts || is_probe(passed.key) => {
+                turned.opened = self.breaker.failed(passed.key, now)
+            }
             Came::NoConnection | Came::Nothing => self.breaker.left(passed.key, now),
             Came::Answer | Came::Outage => turned.has_closed = self.breaker.succeeded(passed.key),
         }
@@ -510,10 +512,7 @@ mod tests {
         let later = now + 5 * SECOND;
         let (_, probe) = pool.pick(later, "m", &[]).unwrap();
         assert!(pool.pick(later, "m", &[]).is_err(), "one probe at a time");
-        assert_eq!(
-            pool.tell(later, (0, "m"), probe, (Came::Answer, true)),
-            Turned { opened: None, has_closed: true }
-        );
+        assert_eq!(pool.tell(later, (0, "m"), probe, (Came::Answer, true)), Turned { opened: None, has_closed: true });
         assert!(pool.pick(later, "m", &[]).is_ok());
     }
 

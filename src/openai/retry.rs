@@ -62,7 +62,13 @@ impl Failure {
 
     /// A rate limit that will be over after `wait`.
     pub(super) fn limited(error: UpstreamError, wait: Duration) -> Self {
-        Self { error, status: Some(StatusCode::TOO_MANY_REQUESTS), advice: None, retry_after: Some(wait), counted: Vec::new() }
+        Self {
+            error,
+            status: Some(StatusCode::TOO_MANY_REQUESTS),
+            advice: None,
+            retry_after: Some(wait),
+            counted: Vec::new(),
+        }
     }
 
     /// Whether it speaks for the upstream being down, at least for this model, rather than for the question or the key.

@@ -30,7 +30,12 @@ pub const ROWS: &[Row] = &[
     shown(
         "C4",
         "A caller leaves before it hears the stream's address",
-        &["a_stream_begun_twice_is_one_stream", "a_caller_who_leaves_and_comes_back_finds_the_answer"],
+        &[
+            "a_stream_begun_twice_is_one_stream",
+            "a_caller_who_leaves_and_comes_back_finds_the_answer",
+            "work_for_a_caller_who_left_holds_its_place_among_the_requests_in_flight",
+            "work_for_a_caller_who_left_takes_one_of_the_callers_streams",
+        ],
     ),
     shown(
         "C5",

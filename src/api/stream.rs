@@ -11,7 +11,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 use serde::Serialize;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -38,6 +41,9 @@ pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 
 /// How long a reader may hear nothing: proxies take a silent connection for a dead one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The state of a stream with more text than this is written on a thread of its own.
+const LARGE_STATE: usize = 64 * 1024;
 
 /// What a browser waits before it comes back after a broken connection.
 const RETRY: &str = "retry: 1000\n\n";
@@ -175,7 +181,12 @@ async fn read(
         }
         Reading::State => {
             let snapshot = state.streams.snapshot(id, &owner).await.ok_or(ApiError::StreamNotFound)?;
-            Ok(Json(SnapshotBody::new(id, snapshot)).into_response())
+            let body = SnapshotBody::new(id, snapshot);
+            if body.content.len() <= LARGE_STATE {
+                return Ok(Json(body).into_response());
+            }
+            // Megabytes take milliseconds to write, which nobody else should wait for.
+            spawn_blocking(move || Json(body).into_response()).await.map_err(|_| ApiError::Internal)
         }
         Reading::Events { cursor } => match state.streams.open(id, &owner, cursor).await {
             None => Err(ApiError::StreamNotFound),

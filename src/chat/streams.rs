@@ -240,6 +240,10 @@ impl ChatStreams {
             }
             slice.pieces.iter().flat_map(entries).for_each(|entry| told.add(&entry));
             cursor = slice.last;
+            if !slice.is_last {
+                // A long stream takes turns with everybody else.
+                tokio::task::yield_now().await;
+            }
         }
     }
 

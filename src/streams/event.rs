@@ -149,7 +149,7 @@ pub struct Entry {
 pub fn entries(piece: &Bytes) -> Vec<Entry> {
     let mut found = Vec::new();
     let mut rest = &piece[..];
-    while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
+    while let Some(end) = memchr::memmem::find(rest, b"\n\n") {
         let (event, behind) = rest.split_at(end);
         rest = behind.get(2..).unwrap_or_default();
         let mut lines = event.split(|byte| *byte == b'\n');

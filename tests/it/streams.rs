@@ -687,7 +687,12 @@ async fn when_the_log_is_full_the_largest_running_stream_ends_with_its_text_so_f
     let end = &seen.last().unwrap().data;
     let told = [&end["type"], &end["code"], &end["status"], &end["retryable"]];
     assert_eq!(told, [&json!("ERROR"), &json!("stream_log_full"), &json!(503), &json!(true)]);
-    assert!(end["partial"] == contents(&seen).concat(), "its text so far: {} bytes of {}", end["partial"].as_str().unwrap().len(), contents(&seen).concat().len());
+    assert!(
+        end["partial"] == contents(&seen).concat(),
+        "its text so far: {} bytes of {}",
+        end["partial"].as_str().unwrap().len(),
+        contents(&seen).concat().len()
+    );
     assert_eq!(contents(&seen).concat().len(), 300_000);
 }
 
@@ -700,7 +705,12 @@ async fn a_stream_that_is_too_much_for_the_log_alone_ends_with_its_text_so_far()
     let events = app.events(&id).await.rest().await;
     let end = &events.last().unwrap().data;
     assert_eq!(end["code"], "stream_log_full");
-    assert!(end["partial"] == contents(&events).concat(), "{} bytes of {}", end["partial"].as_str().unwrap().len(), contents(&events).concat().len());
+    assert!(
+        end["partial"] == contents(&events).concat(),
+        "{} bytes of {}",
+        end["partial"].as_str().unwrap().len(),
+        contents(&events).concat().len()
+    );
     assert!((250_000..=370_000).contains(&contents(&events).concat().len()), "{}", contents(&events).concat().len());
     // Ended, it gives way.
     app.begin(&question()).await;

@@ -1,9 +1,12 @@
 //! Bearer tokens: API keys and JSON Web Tokens.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{SHA256, digest},
 };
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{DecodingKey, Validation, decode};
 use serde::{Deserialize, de::IgnoredAny};
 
@@ -107,6 +110,26 @@ impl Authenticator {
         let claims = decode::<Claims>(token, &jwt.key, &jwt.validation).map_err(|_| jwt.refused(token))?.claims;
         let is_good = (1..=MAX_SUBJECT_BYTES).contains(&claims.sub.len()) && !claims.sub.contains(char::is_control);
         if is_good { Ok(Owner::new(&format!("jwt:{}", claims.sub))) } else { Err(Denied::Unusable) }
+    }
+}
+
+/// When a JWT ends. A library that verifies may have read it as a number of any form.
+#[derive(Deserialize)]
+struct Expiry {
+    exp: f64,
+}
+
+impl Authenticator {
+    /// How long whoever came with this token, and is let in, may stay: `None` for API keys, which do not expire.
+    #[must_use]
+    pub fn expires_in(&self, header: Option<&[u8]>, protocol: Option<&str>) -> Option<Duration> {
+        let token = header.map_or(protocol, bearer)?;
+        // It has been verified: here it is only read.
+        let claims = self.jwt.as_ref().and(token.split('.').nth(1))?;
+        let Expiry { exp } = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        let until = Duration::try_from_secs_f64(exp).ok()? + Duration::from_secs(LEEWAY_SECONDS);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        Some(until.saturating_sub(now))
     }
 }
 

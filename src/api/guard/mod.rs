@@ -35,6 +35,7 @@ use axum::{
     http::{HeaderName, Request},
     response::{IntoResponse, Response},
 };
+use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
@@ -109,6 +110,10 @@ pub(crate) enum Identity {
     /// Whoever has the ticket of this stream, and of nothing else.
     TicketHolder(StreamId),
 }
+
+/// When whoever asked for a WebSocket is known no longer; in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expires(pub(crate) Instant);
 
 /// Who was told from others, and how many requests that leaves it.
 #[derive(Debug)]
@@ -260,11 +265,19 @@ where
         }
         let head = Head::of(&request, routes);
         let read = head.read();
+        // Whatever else it asks, a request is over soon.
+        let is_socket = head.policy == Policy::Socket && !rules.is_open();
+        let expires_in =
+            is_socket.then(|| rules.authenticator.expires_in(head.authorization().next(), head.protocol_token()));
+        let expires_in = expires_in.flatten();
         let who = match self.guard.admit(&head, self.peer) {
             Ok(Some(who)) => who,
             Ok(None) => return Guarding::open(self.inner.call(request), place),
             Err(error) => return Guarding::refused(error),
         };
+        if let Some(left) = expires_in {
+            request.extensions_mut().insert(Expires(Instant::now() + left));
+        }
         request.extensions_mut().insert(who.clone());
         if !self.guard.counts(read) {
             return Guarding::open(self.inner.call(request), place);

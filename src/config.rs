@@ -121,6 +121,16 @@ impl Config {
         read.finish(listen)
     }
 
+    /// Where conversations are, and nothing else: what `backup` needs.
+    ///
+    /// # Errors
+    /// A bad `DATABASE_URL`.
+    pub fn database_from(variables: &Variables) -> Result<Database, ConfigError> {
+        let mut read = Reader::new(variables);
+        let database = read.conversations(false).database;
+        read.finish(database)
+    }
+
     /// The same configuration with another upstream, asked with a key that is no secret: the simulator. Its failures are
     /// asked for, and must not get in the way of what is asked next.
     #[must_use]

@@ -3,18 +3,20 @@
 //! | code | meaning |
 //! |---|---|
 //! | 0 | it was asked to stop, and stopped |
-//! | 1 | it cannot listen or start, or a health check failed |
+//! | 1 | it cannot listen or start, or a health check or a backup failed |
 //! | 64 | wrong arguments or configuration |
 //! | 78 | the database cannot be used |
-//! | 130, 143 | it was told twice to stop and left running answers behind |
+//! | 130, 131, 143 | it was told twice to stop and left running answers behind |
 
 use std::{
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
 use ai_service::{
     config::{self, Config, Docs, Listen},
+    conversations::back_up,
     health_check,
     server::{self, App, StartError},
     simulator::{Pace, Simulator},
@@ -32,6 +34,7 @@ ai-service: chat with OpenAI's models over HTTP
   ai-service                serve; needs OPENAI_API_KEY (see .env.example for every variable)
   ai-service --demo         serve with the built-in simulated OpenAI; needs no key and costs nothing
   ai-service healthcheck    ask the service on this machine for /health; exit 0 if it answers
+  ai-service backup FILE    copy the conversations' SQLite database, in use or not, into a new file
   ai-service --version
   ai-service --help
 ";
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         [] => serve(false),
         ["--demo"] => serve(true),
         ["healthcheck"] => health(),
+        ["backup", file] => backup(Path::new(file)),
         ["--version" | "-V"] => say(&format!("ai-service {}\n", env!("CARGO_PKG_VERSION"))),
         ["--help" | "-h"] => say(USAGE),
         _ => fail(EX_USAGE, &format!("unknown arguments\n\n{USAGE}")),
@@ -75,6 +79,21 @@ fn health() -> ExitCode {
             Ok(answer) => say(&format!("{answer}\n")),
             Err(error) => fail(1, &error.to_string()),
         },
+    }
+}
+
+fn backup(to: &Path) -> ExitCode {
+    let database = match config::variables().and_then(|variables| Config::database_from(&variables)) {
+        Ok(database) => database,
+        Err(error) => return fail(EX_USAGE, &error.to_string()),
+    };
+    let runtime = match server::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(1, &format!("cannot start: {error}")),
+    };
+    match runtime.block_on(back_up(&database, to)) {
+        Ok(bytes) => say(&format!("{bytes} bytes in {}\n", to.display())),
+        Err(error) => fail(1, &error.to_string()),
     }
 }
 
@@ -158,15 +177,27 @@ fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), S
     Ok(())
 }
 
-/// The first SIGTERM or Ctrl-C asks for an orderly end, the second ends the process at once.
+/// The first SIGTERM, SIGQUIT or Ctrl-C asks for an orderly end, the second ends the process at once. A terminal that closes,
+/// or a tool that means "reload" or "reopen the log", ends nothing.
 fn stop_on_signals(shutdown: CancellationToken) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut quit = signal(SignalKind::quit())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let (mut user1, mut user2) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     let listen = async move {
         loop {
             let (name, code) = tokio::select! {
-                _ = terminate.recv() => ("SIGTERM", 143),
-                _ = interrupt.recv() => ("SIGINT", 130),
+                _ = terminate.recv() => ("SIGTERM", Some(143)),
+                _ = interrupt.recv() => ("SIGINT", Some(130)),
+                _ = quit.recv() => ("SIGQUIT", Some(131)),
+                _ = hangup.recv() => ("SIGHUP", None),
+                _ = user1.recv() => ("SIGUSR1", None),
+                _ = user2.recv() => ("SIGUSR2", None),
+            };
+            let Some(code) = code else {
+                tracing::info!(signal = name, "ignored: a changed configuration needs a restart");
+                continue;
             };
             if shutdown.is_cancelled() {
                 std::process::exit(code);

@@ -26,7 +26,7 @@ use crate::{
     },
     config::{Config, Limits},
     conversations::{Conversations, OpenError},
-    limits::{Limited, MemoryLimiter, RateLimiter},
+    limits::{Limited, MemoryLimiter, RateLimiter, Room},
     openai::{Client, ClientError},
     state::{Closing, Handles, Place, Sockets},
     streams::{MemoryLog, MemoryLogLimits, StreamLog},
@@ -53,6 +53,7 @@ pub struct App {
     tasks: TaskTracker,
     streams: ChatStreams,
     log: Arc<MemoryLog>,
+    idempotency: Idempotency,
     sockets: Sockets,
     conversations: Conversations,
     usage: UsageRecorder,
@@ -81,6 +82,7 @@ impl App {
         let service = service(config, &client, (conversations.clone(), usage.clone()), (&limiter, &tasks));
         let tickets = Arc::new(Tickets::random());
         let rules = Rules::new(&config.access, &config.rate_limits, Arc::clone(&limiter), Arc::clone(&tickets));
+        let idempotency = Idempotency::default();
         let needs_tickets = !rules.is_open();
         let reconnects = Limited { limiter: Arc::clone(&limiter), quota: rules.reconnects() };
         let state = Handles {
@@ -89,9 +91,10 @@ impl App {
             streams: streams.clone(),
             closing: Closing(closing.clone()),
             sockets: sockets.clone(),
-            idempotency: Idempotency::default(),
+            idempotency: idempotency.clone(),
             tasks: tasks.clone(),
             limits: config.limits,
+            bodies: Room::new(config.limits.bodies_bytes),
             usage: usage.clone(),
             requests: Limited { limiter, quota: requests_quota(&config.rate_limits) },
             reconnects,
@@ -99,13 +102,24 @@ impl App {
         };
         let doors = Doors { origins: &config.cors, rules, docs: config.access.docs };
         let api = api::api(state.into(), doors);
-        Ok(Self { api, limits: config.limits, tasks, streams, log, sockets, conversations, usage, closing })
+        Ok(Self {
+            api,
+            limits: config.limits,
+            tasks,
+            streams,
+            log,
+            idempotency,
+            sockets,
+            conversations,
+            usage,
+            closing,
+        })
     }
 
     /// Answers on `listener` until `shutdown`, then lets running answers finish, within the grace that the
     /// configuration gives. Returns whether everything finished.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) -> bool {
-        self.tasks.spawn(expire(Arc::clone(&self.log), shutdown.clone()));
+        self.tasks.spawn(expire(Arc::clone(&self.log), self.idempotency.clone(), shutdown.clone()));
         let stop_recording = CancellationToken::new();
         let recording = TaskTracker::new();
         recording.spawn(self.usage.clone().run(stop_recording.clone()));
@@ -236,13 +250,16 @@ fn service(
 /// Time for a last entry to be written, and for it to reach its readers.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Forgets old streams, now and then.
-async fn expire(log: Arc<MemoryLog>, shutdown: CancellationToken) {
+/// Forgets old streams and old answers, now and then.
+async fn expire(log: Arc<MemoryLog>, idempotency: Idempotency, shutdown: CancellationToken) {
     let mut now_and_then = interval(Duration::from_secs(1));
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
-            _ = now_and_then.tick() => log.expire(),
+            _ = now_and_then.tick() => {
+                log.expire();
+                idempotency.expire();
+            }
         }
     }
 }

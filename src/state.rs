@@ -10,7 +10,7 @@ use crate::{
     access::Tickets,
     chat::{ChatStreams, ModelCatalog, OpenAiService, UsageRecorder, idempotency::Idempotency},
     config::Limits,
-    limits::Limited,
+    limits::{Limited, Room},
 };
 
 /// The handles, behind one pointer: it is cloned for every request.
@@ -28,6 +28,8 @@ pub(crate) struct Handles {
     /// What is begun here is waited for at the end.
     pub(crate) tasks: TaskTracker,
     pub(crate) limits: Limits,
+    /// For bodies that are being read.
+    pub(crate) bodies: Room,
     pub(crate) usage: UsageRecorder,
     /// For what counts as a request and does not come as one: a chat over a WebSocket.
     pub(crate) requests: Limited,
@@ -76,6 +78,12 @@ impl FromRef<AppState> for ChatStreams {
 impl FromRef<AppState> for ModelCatalog {
     fn from_ref(state: &AppState) -> Self {
         state.catalog.clone()
+    }
+}
+
+impl FromRef<AppState> for Room {
+    fn from_ref(state: &AppState) -> Self {
+        state.bodies.clone()
     }
 }
 

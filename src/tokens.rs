@@ -1,10 +1,23 @@
 //! How many tokens a text is, counted with the models' own vocabularies. Those are tables of some ten megabytes, made
 //! when they are first needed, which takes a while: count where waiting harms nobody.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
+use std::{
+    collections::hash_map::RandomState,
+    hash::BuildHasher,
+    num::NonZero,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::available_parallelism,
+};
 
 use dashmap::DashMap;
 use tiktoken_rs::{CoreBPE, cl100k_base_singleton, o200k_base_singleton, tokenizer};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
 
 /// What a message costs besides its text: its role and its borders. Source: OpenAI's cookbook on counting tokens.
 pub const TOKENS_PER_MESSAGE: usize = 4;
@@ -47,10 +60,50 @@ impl Vocabulary {
 #[derive(Clone, Debug, Default)]
 pub struct TokenCounter(Arc<Remembered>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Remembered {
     counts: DashMap<u64, usize>,
     hasher: RandomState,
+    /// As many as may count at once on threads of their own.
+    turns: Arc<Semaphore>,
+    /// Whether the vocabularies have been made, as far as is known here.
+    has_cl100k: AtomicBool,
+    has_o200k: AtomicBool,
+}
+
+impl Default for Remembered {
+    fn default() -> Self {
+        let turns = Arc::new(Semaphore::new(available_parallelism().map_or(1, NonZero::get)));
+        let (counts, hasher) = (DashMap::new(), RandomState::new());
+        Self { counts, hasher, turns, has_cl100k: AtomicBool::new(false), has_o200k: AtomicBool::new(false) }
+    }
+}
+
+impl Remembered {
+    fn has(&self, vocabulary: Vocabulary) -> &AtomicBool {
+        match vocabulary {
+            Vocabulary::Cl100k => &self.has_cl100k,
+            Vocabulary::O200k => &self.has_o200k,
+        }
+    }
+}
+
+/// Texts of together so many bytes are counted in a fraction of a millisecond: nobody has to wait for that on a thread.
+const QUICK_BYTES: usize = 4096;
+
+/// The right to count on a thread of its own.
+#[derive(Debug)]
+pub struct Turn(OwnedSemaphorePermit);
+
+impl Turn {
+    /// Counts there. It ends its turn when it is done, whether somebody still waits for it or not. `None`: it panicked.
+    pub async fn count<T: Send + 'static>(self, count: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let counting = spawn_blocking(move || {
+            let _turn = self.0;
+            count()
+        });
+        counting.await.ok()
+    }
 }
 
 impl TokenCounter {
@@ -63,6 +116,18 @@ impl TokenCounter {
     fn key(&self, vocabulary: Vocabulary, text: &str) -> u64 {
         // Of 64 bits, keyed at random: that two texts of one process share a key is no matter of concern.
         self.0.hasher.hash_one((vocabulary, text))
+    }
+
+    /// Waits for a turn to count: there are as many as processors, for more at once would only take longer, and memory.
+    /// `None` never comes, as nobody closes what is waited for.
+    pub async fn turn(&self) -> Option<Turn> {
+        Arc::clone(&self.0.turns).acquire_owned().await.ok().map(Turn)
+    }
+
+    /// Whether so many bytes are counted before anybody notices.
+    #[must_use]
+    pub fn is_quick(&self, vocabulary: Vocabulary, bytes: usize) -> bool {
+        bytes <= QUICK_BYTES && self.0.has(vocabulary).load(Ordering::Relaxed)
     }
 
     /// Makes the vocabulary now, so that nobody has to wait for it later.
@@ -79,6 +144,7 @@ impl TokenCounter {
             return *count;
         }
         let encoder = vocabulary.encoder();
+        self.0.has(vocabulary).store(true, Ordering::Relaxed);
         let count = pieces(text).map(|piece| encoder.count_ordinary(piece)).sum();
         if self.0.counts.len() >= MAX_REMEMBERED {
             self.0.counts.clear();
@@ -134,5 +200,25 @@ mod tests {
         let spaces = " ".repeat(1 << 20);
         let count = TokenCounter::default().count(Vocabulary::O200k, &spaces);
         assert!((1..1 << 20).contains(&count));
+    }
+
+    #[tokio::test]
+    async fn no_more_counts_run_at_once_than_processors_and_whoever_left_keeps_the_turn() {
+        let counter = TokenCounter::default();
+        let most = available_parallelism().map_or(1, NonZero::get);
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let wait = Arc::new(std::sync::Mutex::new(wait));
+        for _ in 0..most {
+            let (turn, wait) = (counter.turn().await.unwrap(), Arc::clone(&wait));
+            // Nobody waits for what it counts.
+            let counting = turn.count(move || wait.lock().unwrap().recv().is_ok());
+            assert!(futures_util::poll!(std::pin::pin!(counting)).is_pending());
+        }
+        let next = counter.turn();
+        tokio::pin!(next);
+        assert!(futures_util::poll!(next.as_mut()).is_pending());
+        done.send(()).unwrap();
+        assert_eq!(next.await.unwrap().count(|| 7).await, Some(7));
+        drop(done);
     }
 }

@@ -1,11 +1,14 @@
 //! Bearer tokens: API keys and JSON Web Tokens.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     digest::{SHA256, digest},
 };
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use jsonwebtoken::{DecodingKey, Validation, decode};
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     config::{Access, ApiKey, Jwt},
@@ -28,12 +31,23 @@ pub enum Denied {
     Missing,
     /// Not exactly one header with a bearer token that is known and valid.
     Invalid,
+    /// What cannot be used and cannot be a guess either: a token with a good signature which has expired, is not valid yet
+    /// or is meant for somebody else; a ticket.
+    Unusable,
 }
 
 /// Knows the tokens.
 pub struct Authenticator {
     keys: Vec<(Owner, [u8; 32])>,
-    jwt: Option<(DecodingKey, Validation)>,
+    jwt: Option<Verifier>,
+}
+
+/// What a JWT is verified with.
+struct Verifier {
+    key: DecodingKey,
+    validation: Validation,
+    /// Looks at the signature alone.
+    signature: Validation,
 }
 
 impl std::fmt::Debug for Authenticator {
@@ -92,10 +106,40 @@ impl Authenticator {
         if let Some(owner) = found {
             return Ok(owner.clone());
         }
-        let (key, validation) = self.jwt.as_ref().ok_or(Denied::Invalid)?;
-        let claims = decode::<Claims>(token, key, validation).map_err(|_| Denied::Invalid)?.claims;
+        let jwt = self.jwt.as_ref().ok_or(Denied::Invalid)?;
+        let claims = decode::<Claims>(token, &jwt.key, &jwt.validation).map_err(|_| jwt.refused(token))?.claims;
         let is_good = (1..=MAX_SUBJECT_BYTES).contains(&claims.sub.len()) && !claims.sub.contains(char::is_control);
-        if is_good { Ok(Owner::new(&format!("jwt:{}", claims.sub))) } else { Err(Denied::Invalid) }
+        if is_good { Ok(Owner::new(&format!("jwt:{}", claims.sub))) } else { Err(Denied::Unusable) }
+    }
+}
+
+/// When a JWT ends. A library that verifies may have read it as a number of any form.
+#[derive(Deserialize)]
+struct Expiry {
+    exp: f64,
+}
+
+impl Authenticator {
+    /// How long whoever came with this token, and is let in, may stay: `None` for API keys, which do not expire.
+    #[must_use]
+    pub fn expires_in(&self, header: Option<&[u8]>, protocol: Option<&str>) -> Option<Duration> {
+        let token = header.map_or(protocol, bearer)?;
+        // It has been verified: here it is only read.
+        let claims = self.jwt.as_ref().and(token.split('.').nth(1))?;
+        let Expiry { exp } = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()?;
+        let until = Duration::try_from_secs_f64(exp).ok()? + Duration::from_secs(LEEWAY_SECONDS);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+        Some(until.saturating_sub(now))
+    }
+}
+
+impl Verifier {
+    /// What a token is that is not accepted: whoever signed it is no guesser.
+    fn refused(&self, token: &str) -> Denied {
+        match decode::<IgnoredAny>(token, &self.key, &self.signature) {
+            Ok(_) => Denied::Unusable,
+            Err(_) => Denied::Invalid,
+        }
     }
 }
 
@@ -108,7 +152,7 @@ fn bearer(header: &[u8]) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer") && is_token).then_some(token)
 }
 
-fn verifier(jwt: &Jwt) -> (DecodingKey, Validation) {
+fn verifier(jwt: &Jwt) -> Verifier {
     // The algorithm is the configuration's, never the token's own: that is how tokens are forged.
     let mut validation = Validation::new(jwt.algorithm);
     validation.leeway = LEEWAY_SECONDS;
@@ -127,7 +171,11 @@ fn verifier(jwt: &Jwt) -> (DecodingKey, Validation) {
         required.push("iss");
     }
     validation.set_required_spec_claims(&required);
-    (jwt.key.clone(), validation)
+    let mut signature = Validation::new(jwt.algorithm);
+    signature.validate_exp = false;
+    signature.validate_aud = false;
+    signature.required_spec_claims.clear();
+    Verifier { key: jwt.key.clone(), validation, signature }
 }
 
 #[cfg(test)]
@@ -233,7 +281,10 @@ mod tests {
         ];
         for change in bad {
             let claims = claims(change);
-            assert_eq!(known.owner_of(&token(&claims)), Err(Denied::Invalid), "{claims}");
+            assert_eq!(known.owner_of(&token(&claims)), Err(Denied::Unusable), "{claims}");
+            let forged =
+                encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(b"another")).unwrap();
+            assert_eq!(known.owner_of(&forged), Err(Denied::Invalid), "{claims}");
         }
     }
 

@@ -10,6 +10,7 @@ use serde::{
     de::{IgnoredAny, MapAccess},
 };
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -17,7 +18,7 @@ use crate::{
     api::{
         docs::{BodyErrors, ChatErrors, IdempotencyKeyParam, KeyErrors, PlainErrors},
         error::ApiError,
-        extract::{Caller, FromFields, IdempotencyKey, Json},
+        extract::{Caller, FromFields, Held, IdempotencyKey, Json},
         observe::Spent,
         stream::{self, Begun},
         validation::{Fields, Issue, Judge, List, Loc, Object, Scalar},
@@ -60,7 +61,7 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
 async fn chat(
     State(state): State<AppState>,
     caller: Caller,
-    key: IdempotencyKey,
+    (key, held): (IdempotencyKey, Held),
     headers: HeaderMap,
     Json(request): Json<StreamRequest>,
 ) -> Result<Response, ApiError> {
@@ -74,14 +75,19 @@ async fn chat(
         let answer = answer(&state.service, &caller.0, request).await.map_err(failed)?;
         return Ok(answered(answer, Timestamp::now()));
     };
+    // Cancelled when this request is over, be it that its caller left.
+    let present = CancellationToken::new();
+    let _present = present.clone().drop_guard();
     let claim = state.idempotency.claim(&caller.0.owner, &key, &("chat", &request.chat, &request.conversation));
     let (is_first, waiting) = match claim {
         Claim::First(ticket) => {
             let waiting = ticket.waiting();
+            let (service, is_waited_for) = (state.service.clone(), present.clone());
             // On a task of its own: the answer is kept for a caller who comes back for it.
-            let service = state.service.clone();
             state.tasks.spawn(async move {
-                let answer = answer(&service, &caller.0, request).await;
+                let answer = answer_for_keeps(&service, &caller.0, request, is_waited_for).await;
+                // Its place is free before the caller knows that it is done.
+                drop(held);
                 ticket.settle(answer.map_or_else(Outcome::Failed, |answer| Outcome::Answer(answer, Timestamp::now())));
             });
             (true, waiting)
@@ -105,6 +111,25 @@ async fn answer(
     match request.conversation {
         Some(id) => Box::pin(service.chat(caller, id, request.chat)).await,
         None => service.chat_with_history(caller, request.chat).await,
+    }
+}
+
+/// The same, whether its caller waits for it or not. Once `present` is cancelled nobody may: then it takes one of the
+/// caller's places for streams, which go on without their caller too.
+async fn answer_for_keeps(
+    service: &OpenAiService,
+    caller: &chat::Caller,
+    request: StreamRequest,
+    present: CancellationToken,
+) -> Result<ChatAnswer, ChatError> {
+    let mut answer = Box::pin(answer(service, caller, request));
+    tokio::select! {
+        biased;
+        answer = &mut answer => answer,
+        () = present.cancelled() => {
+            let _slot = service.occupy(caller);
+            answer.await
+        }
     }
 }
 

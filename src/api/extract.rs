@@ -1,5 +1,7 @@
 //! Extractors that reject with [`ApiError`], in FastAPI's form.
 
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
 use axum::{
     body::Body,
     extract::{FromRef, FromRequest, FromRequestParts, Path, Request},
@@ -15,13 +17,14 @@ use tokio::time::timeout;
 use crate::{
     api::{
         error::ApiError,
-        guard::Identity,
+        guard::{HeldPlace, IDEMPOTENCY_KEY, Identity},
         json_error::{self, Explanation},
         validation::{Fields, Issue, Loc, Object},
     },
     chat,
     config::Limits,
     ids::{ConversationId, Owner, StreamId},
+    limits::{Hold, Room},
     state::AppState,
 };
 
@@ -33,10 +36,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        match parts.extensions.remove::<Identity>() {
+        // It stays there: whose body is read is asked later.
+        match parts.extensions.get::<Identity>() {
             // The guard is only asked when something is configured.
             None => Ok(Self(chat::Caller::default())),
-            Some(Identity::Known(caller)) => Ok(Self(caller)),
+            Some(Identity::Known(caller)) => Ok(Self(caller.clone())),
             // The guard lets a ticket in where [`StreamOwner`] is asked for, and nowhere else.
             Some(Identity::TicketHolder(_)) => Err(ApiError::Unauthorized),
         }
@@ -99,11 +103,23 @@ impl<S: Send + Sync> FromRequestParts<S> for ConversationPath {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct IdempotencyKey(pub(crate) Option<String>);
 
+/// The place among the requests in flight of one with an `Idempotency-Key`, for the task that works for it.
+#[derive(Clone, Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "it is there to be held")] Option<HeldPlace>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Held {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.remove()))
+    }
+}
+
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
-        let mut values = parts.headers.get_all("idempotency-key").iter();
+        let mut values = parts.headers.get_all(IDEMPOTENCY_KEY).iter();
         let Some(value) = values.next() else { return Ok(Self(None)) };
         let key = value.to_str().unwrap_or_default();
         let is_good = (1..=255).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
@@ -159,6 +175,7 @@ impl<S, T> FromRequest<S> for Json<T>
 where
     S: Send + Sync,
     Limits: FromRef<S>,
+    Room: FromRef<S>,
     T: FromJson,
 {
     type Rejection = ApiError;
@@ -167,7 +184,13 @@ where
         let limits = Limits::from_ref(state);
         let limits = Limits { body_bytes: T::limit(limits), ..limits };
         let kind = body_kind(request.headers())?;
-        let body = read_body(request, limits).await?;
+        let who = match request.extensions().get::<Identity>() {
+            Some(Identity::Known(caller)) => Some(Arc::clone(&caller.who)),
+            _ => None,
+        };
+        // Until it is parsed.
+        let mut hold = Room::from_ref(state).hold(who);
+        let body = read_body(request, limits, &mut hold).await?;
         if body.is_empty() {
             return Err(ApiError::Invalid(vec![
                 Issue::new("missing", vec![Loc::Name("body")], "Field required").input(Some(json!(null))),
@@ -211,20 +234,57 @@ fn body_kind(headers: &HeaderMap) -> Result<BodyKind, ApiError> {
     Ok(if is_json { BodyKind::Json } else { BodyKind::Other })
 }
 
-async fn read_body(request: Request, limits: Limits) -> Result<Bytes, ApiError> {
+/// Bodies up to this size are not counted: `MAX_REQUESTS_IN_FLIGHT` bounds them well enough.
+const SMALL_BODY: usize = 64 * 1024;
+
+/// What a caller waits whose body finds no room.
+const NO_ROOM_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+async fn read_body(request: Request, limits: Limits, hold: &mut Hold) -> Result<Bytes, ApiError> {
     let limit = limits.body_bytes;
     let too_large = || ApiError::BodyTooLarge { limit };
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: u64| usize::try_from(length).map_or(true, |length| length > limit)) {
         return Err(too_large());
     }
-    let body = Limited::new(request.into_body(), limit).collect();
+    let body = gather(Limited::new(request.into_body(), limit), hold);
     match timeout(limits.body_time, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(ApiError::BodyInterrupted),
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(Ungathered::NoRoom)) => Err(ApiError::Overloaded { retry_after: NO_ROOM_RETRY_AFTER }),
+        Ok(Err(Ungathered::Broken(error))) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(Ungathered::Broken(_))) => Err(ApiError::BodyInterrupted),
         Err(_) => Err(ApiError::BodyTimeout { limit: limits.body_time }),
     }
+}
+
+/// Why a body was not read to its end.
+enum Ungathered {
+    NoRoom,
+    Broken(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The whole body, each part of it counted before the next is waited for.
+async fn gather(mut body: Limited<Body>, hold: &mut Hold) -> Result<Bytes, Ungathered> {
+    let (mut first, mut whole, mut length) = (Bytes::new(), Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(Ungathered::Broken)?.into_data() else { continue };
+        length += data.len();
+        // All of it at once when it is no longer small.
+        let more = if length - data.len() <= SMALL_BODY { length } else { data.len() };
+        if length > SMALL_BODY && !hold.take(more) {
+            return Err(Ungathered::NoRoom);
+        }
+        if length == data.len() {
+            // Most bodies come as one, which need not be moved.
+            first = data;
+            continue;
+        }
+        if whole.is_empty() {
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
+    }
+    Ok(if whole.is_empty() { first } else { whole.into() })
 }
 
 /// A value from the bytes of its JSON.

@@ -30,6 +30,7 @@ use crate::{
         docs::SocketErrors,
         error::ApiError,
         extract::{self, Caller, IdempotencyKey},
+        guard::Expires,
         stream::{Begun, begin},
     },
     chat::{Opened, Reader},
@@ -91,7 +92,7 @@ struct Settings {
 /// `{"type":"REJECTED","code":"…","detail":…}` (and `stream_id`, if it named one), with code and detail as over HTTP.
 ///
 /// The service closes with 1001 (nothing heard for 60 s, though it pings every 20 s; or nothing read), 1002 (not
-/// WebSocket), 1003 (a binary frame), 1007 (not UTF-8), 1009 (a message over `MAX_BODY_BYTES`) or 1012 (it restarts:
+/// WebSocket), 1003 (a binary frame), 1007 (not UTF-8), 1008 (the token with which it came has expired), 1009 (a message over `MAX_BODY_BYTES`) or 1012 (it restarts:
 /// come back and resume). To leave is to stop reading: `on_disconnect` says what becomes of a stream.
 #[utoipa::path(
     get, path = "/chat/ws", tag = "streams", operation_id = "chat_socket",
@@ -116,8 +117,11 @@ async fn socket(
     // Taken while the connection is still waited for, so that no end comes between.
     let open = state.sockets.open.token();
     let place = parts.extensions.get::<Place>().cloned();
+    let expires = parts.extensions.get::<Expires>().map(|Expires(at)| *at);
     Ok(upgrade.on_upgrade(async move |socket| {
-        Session::new(socket, state, caller, settings).run().await;
+        let mut session = Session::new(socket, (state, caller), settings);
+        session.expires = expires;
+        session.run().await;
         drop((open, place));
     }))
 }
@@ -139,6 +143,8 @@ enum End {
     Binary,
     NotUtf8,
     TooLarge,
+    /// The token with which it came has expired.
+    Expired,
     /// The service ends.
     Restart,
 }
@@ -164,6 +170,7 @@ impl End {
             Self::NotWebSocket => Some((1002, "not WebSocket")),
             Self::Binary => Some((1003, "text only")),
             Self::NotUtf8 => Some((1007, "not UTF-8")),
+            Self::Expired => Some((1008, "the token has expired")),
             Self::TooLarge => Some((1009, "message too large")),
             Self::Restart => Some((1012, "the service is stopping")),
         }
@@ -182,6 +189,10 @@ struct Session {
     followed: HashMap<StreamId, AbortHandle>,
     events: SelectAll<BoxStream<'static, Told>>,
     heard: Instant,
+    /// When its caller is known no longer, if that is to come.
+    expires: Option<Instant>,
+    /// Whether a request was refused for that.
+    has_expired: bool,
 }
 
 /// What comes next on a socket.
@@ -192,9 +203,14 @@ enum Step {
 }
 
 impl Session {
-    fn new(socket: WebSocket, state: AppState, caller: Caller, settings: Arc<Settings>) -> Self {
+    fn new(socket: WebSocket, (state, caller): (AppState, Caller), settings: Arc<Settings>) -> Self {
         let (followed, events) = (HashMap::new(), SelectAll::new());
-        Self { socket, state, caller, settings, followed, events, heard: Instant::now() }
+        let heard = Instant::now();
+        Self { socket, state, caller, settings, followed, events, heard, expires: None, has_expired: false }
+    }
+
+    fn is_expired(&self) -> bool {
+        self.expires.is_some_and(|at| at <= Instant::now())
     }
 
     async fn run(mut self) {
@@ -219,6 +235,10 @@ impl Session {
             if draining.is_cancelled() && self.followed.is_empty() {
                 return End::Restart;
             }
+            // What it follows already goes on to its end, as over HTTP.
+            if self.has_expired && self.followed.is_empty() {
+                return End::Expired;
+            }
             let step = tokio::select! {
                 heard = self.socket.recv() => Step::Heard(heard),
                 Some(told) = self.events.next() => Step::Told(told),
@@ -238,6 +258,7 @@ impl Session {
             let frames = match step {
                 Step::Told(told) => self.tell(told),
                 Step::Beat if self.heard.elapsed() >= self.settings.silence => return End::Silent,
+                Step::Beat if self.is_expired() && self.followed.is_empty() => return End::Expired,
                 Step::Beat => vec![Message::Ping(bytes::Bytes::new())],
                 Step::Heard(None | Some(Ok(Message::Close(_)))) => return End::Left,
                 Step::Heard(Some(Err(error))) => return End::of(error),
@@ -315,6 +336,10 @@ impl Session {
             Request::Chat(_) => None,
             Request::Resume { id, .. } | Request::Stop { id } => *id,
         };
+        if self.is_expired() {
+            self.has_expired = true;
+            return Err((ApiError::Unauthorized, id));
+        }
         let granted = match request {
             Request::Chat(request) => self.chat(*request).await,
             Request::Resume { id: Some(id), cursor } => self.resume(id, cursor).await,
@@ -423,7 +448,7 @@ mod tests {
         chat::{ChatStreams, ModelCatalog, OpenAiService, UsageRecorder, idempotency::Idempotency},
         config::{Config, Database},
         conversations::Conversations,
-        limits::{Limited, MemoryLimiter},
+        limits::{Limited, MemoryLimiter, Room},
         openai::Client,
         state::{Closing, Handles, Sockets},
         streams::{MemoryLog, MemoryLogLimits},
@@ -451,6 +476,7 @@ mod tests {
             idempotency: Idempotency::default(),
             tasks: tasks.clone(),
             limits: config.limits,
+            bodies: Room::new(config.limits.bodies_bytes),
             usage: UsageRecorder::new(Conversations::open(&Database::SqliteInMemory).await.unwrap()),
             requests: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
             reconnects: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },

@@ -11,7 +11,10 @@ use axum::{
 use bytes::Bytes;
 use futures_util::{FutureExt, Stream};
 use serde::Serialize;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval_at},
+};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -26,9 +29,9 @@ use crate::{
     },
     chat::{
         BeginError, ChatError, ChatStreams, Opened, Reader, Snapshot,
-        idempotency::{Claim, Outcome},
+        idempotency::{Claim, Outcome, Ticket},
     },
-    ids::StreamId,
+    ids::{Owner, StreamId},
     state::AppState,
     streams::{Followed, Seq, Status},
 };
@@ -38,6 +41,9 @@ pub(crate) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event
 
 /// How long a reader may hear nothing: proxies take a silent connection for a dead one.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The state of a stream with more text than this is written on a thread of its own.
+const LARGE_STATE: usize = 64 * 1024;
 
 /// What a browser waits before it comes back after a broken connection.
 const RETRY: &str = "retry: 1000\n\n";
@@ -83,19 +89,12 @@ pub(crate) async fn begin(
     request: StreamRequest,
 ) -> Result<Begun, ApiError> {
     let spent = Spent { model: state.service.model_for(&request.chat).to_owned(), usage: None };
-    let ticket = match key.0.map(|key| state.idempotency.claim(&caller.owner, &key, &("stream", &request))) {
+    let ticket = match key.0 {
         None => None,
-        Some(Claim::First(ticket)) => Some(ticket),
-        Some(Claim::Other) => return Err(ApiError::IdempotencyKeyReused),
-        Some(Claim::Same(waiting)) => {
-            return match waiting.outcome().await {
-                Some(Outcome::Stream(id)) => Ok(Begun { spent, id, is_replay: true }),
-                Some(Outcome::Failed(ChatError::Store(error))) => Err(error.into()),
-                Some(Outcome::Failed(ChatError::OverLimit(over))) => Err(over.into()),
-                // The first could not begin for want of room.
-                _ => Err(ApiError::StreamLogFull),
-            };
-        }
+        Some(key) => match claim(state, &caller.owner, &key, &request).await? {
+            Claimed::First(ticket) => Some(ticket),
+            Claimed::Stream(id) => return Ok(Begun { spent, id, is_replay: true }),
+        },
     };
     let StreamRequest { chat, conversation, on_disconnect } = request;
     let (service, streams) = (&state.service, &state.streams);
@@ -115,6 +114,37 @@ pub(crate) async fn begin(
     }
     let id = begun?;
     Ok(Begun { spent, id, is_replay: false })
+}
+
+/// What a request with a key is.
+enum Claimed {
+    /// The first one, or the first one again.
+    First(Ticket),
+    /// One that came before, and this is its stream.
+    Stream(StreamId),
+}
+
+/// Looks the request's key up. A stream that has failed, or that can be read no more, is nothing to give back: then the
+/// request is as good as the first.
+async fn claim(state: &AppState, owner: &Owner, key: &str, request: &StreamRequest) -> Result<Claimed, ApiError> {
+    loop {
+        let waiting = match state.idempotency.claim(owner, key, &("stream", request)) {
+            Claim::First(ticket) => return Ok(Claimed::First(ticket)),
+            Claim::Other => return Err(ApiError::IdempotencyKeyReused),
+            Claim::Same(waiting) => waiting,
+        };
+        match waiting.outcome().await {
+            Some(Outcome::Stream(id)) if state.streams.is_worth_reading(id, owner).await => {
+                return Ok(Claimed::Stream(id));
+            }
+            // Of those who see that at once, one begins it anew, and the others get that one's.
+            Some(Outcome::Stream(id)) => state.idempotency.give_up(owner, key, id),
+            Some(Outcome::Failed(ChatError::Store(error))) => return Err(error.into()),
+            Some(Outcome::Failed(ChatError::OverLimit(over))) => return Err(over.into()),
+            // The first could not begin for want of room.
+            _ => return Err(ApiError::StreamLogFull),
+        }
+    }
 }
 
 /// Read a stream
@@ -151,7 +181,12 @@ async fn read(
         }
         Reading::State => {
             let snapshot = state.streams.snapshot(id, &owner).await.ok_or(ApiError::StreamNotFound)?;
-            Ok(Json(SnapshotBody::new(id, snapshot)).into_response())
+            let body = SnapshotBody::new(id, snapshot);
+            if body.content.len() <= LARGE_STATE {
+                return Ok(Json(body).into_response());
+            }
+            // Megabytes take milliseconds to write, which nobody else should wait for.
+            spawn_blocking(move || Json(body).into_response()).await.map_err(|_| ApiError::Internal)
         }
         Reading::Events { cursor } => match state.streams.open(id, &owner, cursor).await {
             None => Err(ApiError::StreamNotFound),

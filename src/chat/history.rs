@@ -54,7 +54,8 @@ impl History {
         }
         // The budget holds for what was taken by its bytes, too, so that is counted again with the rest.
         let (counter, max_tokens, vocabulary) = (self.counter.clone(), self.max_tokens, Vocabulary::of(model));
-        let counted = tokio::task::spawn_blocking(move || {
+        let turn = self.counter.turn().await.ok_or(StoreError::Unavailable)?;
+        let counted = turn.count(move || {
             let all = std::mem::take(&mut kept.newest_first).into_iter().chain(page);
             kept.tokens = 0;
             for message in all {
@@ -67,7 +68,7 @@ impl History {
             }
             kept
         });
-        counted.await.map_err(|_| StoreError::Unavailable)
+        counted.await.ok_or(StoreError::Unavailable)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::{
     chat::{Caller, OpenAiService, UNTITLED},
-    conversations::{StoreError, StoredMessage, Turn},
+    conversations::{AwaitedTurn, StoreError, StoredMessage, Turn},
     ids::ConversationId,
     message::{Message, Role, Usage},
     timestamp::Timestamp,
@@ -25,21 +25,29 @@ struct Question {
     text: String,
     asked_at: Timestamp,
     is_kept: AtomicBool,
+    awaited: AwaitedTurn,
 }
 
 impl Keeping {
-    pub(super) fn new(service: OpenAiService, caller: Caller, id: ConversationId, text: String) -> Self {
+    pub(super) fn new(service: OpenAiService, caller: Caller, text: String, awaited: AwaitedTurn) -> Self {
         let (asked_at, is_kept) = (Timestamp::now(), AtomicBool::new(false));
-        Self(Arc::new(Question { service, caller, id, text, asked_at, is_kept }))
+        let id = awaited.id().clone();
+        Self(Arc::new(Question { service, caller, id, text, asked_at, is_kept, awaited }))
+    }
+
+    /// What it holds in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.0.text.len()
     }
 
     /// Stores the question with its answer, once: a stream may be stopped while that is done. `interrupted`: the answer
-    /// is what there was when somebody stopped it; if that is nothing, there is nothing to store.
+    /// is what there was when somebody stopped it; if that is nothing, there is nothing to store. Nor is there when the
+    /// conversation was removed or cleared meanwhile.
     ///
     /// # Errors
     /// Nothing was stored.
     pub(super) async fn keep(&self, answer: String, usage: Option<Usage>, interrupted: bool) -> Result<(), StoreError> {
-        let Question { service, caller, id, text, asked_at, is_kept } = &*self.0;
+        let Question { service, caller, id, text, asked_at, is_kept, awaited } = &*self.0;
         if (interrupted && answer.is_empty()) || is_kept.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -55,8 +63,9 @@ impl Keeping {
             answer: message(Role::Assistant, answer, Timestamp::now(), interrupted),
             usage,
         };
-        let appended = service.conversations().append(&caller.owner, id.clone(), turn).await?;
+        let appended = service.conversations().append_awaited(turn, awaited).await?;
         is_kept.store(true, Ordering::Relaxed);
+        let Some(appended) = appended else { return Ok(()) };
         if appended.messages == 2 && !appended.has_title && !interrupted && service.makes_titles() {
             let (service, caller, id) = (service.clone(), caller.clone(), id.clone());
             let tasks = service.tasks().clone();

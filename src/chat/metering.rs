@@ -84,6 +84,7 @@ impl Metering {
     ) -> Result<Bill, OverLimit> {
         let (mut prompt_tokens, mut reserved) = (None, 0);
         if let Some(quota) = self.0.tokens {
+            self.refuse_hopeless(caller, quota, messages, max_tokens).await?;
             let prompt = self.count(model, messages).await;
             let asked = prompt + u64::from(max_tokens);
             // A limiter that is away lets everybody through: it protects the purse, not the data.
@@ -101,6 +102,32 @@ impl Metering {
         Ok(Bill { metering, caller, prompt_tokens, reserved, slot: None, is_asked: false, is_settled: false })
     }
 
+    /// Refuses what there are not even tokens enough for with the shortest prompt: counting a long one takes its time.
+    async fn refuse_hopeless(
+        &self,
+        caller: &Caller,
+        quota: Quota,
+        messages: &[Message],
+        max_tokens: u32,
+    ) -> Result<(), OverLimit> {
+        let shortest = u64::try_from(messages.len() * (TOKENS_PER_MESSAGE + 1)).unwrap_or(u64::MAX);
+        let least = shortest.saturating_add(u64::from(max_tokens));
+        let Ok(standing) = self.0.limiter.take(&caller.who, quota, 0).await else { return Ok(()) };
+        if standing.remaining >= least.min(quota.burst) {
+            return Ok(());
+        }
+        // What it would be refused with, by an estimate: refusing takes nothing.
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        let asked = least.saturating_add(estimate(bytes));
+        let Ok(standing) = self.0.limiter.take(&caller.who, quota, asked).await else { return Ok(()) };
+        if standing.is_allowed {
+            // Tokens have come back at this very moment.
+            let _ = self.0.limiter.settle(&caller.who, quota, asked, 0).await;
+            return Ok(());
+        }
+        Err(OverLimit::Tokens { limit: quota.per_minute, standing })
+    }
+
     /// A place for one more running stream; `None` when there is no limit.
     ///
     /// # Errors
@@ -108,6 +135,11 @@ impl Metering {
     pub(super) fn slot(&self, caller: &Caller) -> Result<Option<Slot>, OverLimit> {
         let Some(limit) = self.0.streams else { return Ok(None) };
         self.0.slots.take(&caller.who, limit).map(Some).ok_or(OverLimit::Streams { limit })
+    }
+
+    /// The same without being asked; `None` when there is no limit.
+    pub(super) fn occupy(&self, caller: &Caller) -> Option<Slot> {
+        self.0.streams.map(|_| self.0.slots.occupy(&caller.who))
     }
 
     /// The tokens of a prompt, as OpenAI counts them.
@@ -118,13 +150,19 @@ impl Metering {
             return u64::try_from(count).unwrap_or(u64::MAX);
         }
         let counter = self.0.counter.clone();
-        let texts: Vec<String> = messages.iter().map(|message| message.content.clone()).collect();
-        let bytes = texts.iter().map(String::len).sum();
+        let bytes = messages.iter().map(|message| message.content.len()).sum();
+        if counter.is_quick(vocabulary, bytes) {
+            let counts =
+                messages.iter().map(|message| counter.count(vocabulary, &message.content) + TOKENS_PER_MESSAGE);
+            return u64::try_from(counts.sum::<usize>()).unwrap_or(u64::MAX);
+        }
         // On a thread of its own: a long prompt takes milliseconds, and the first one waits for the vocabulary.
-        let counted = tokio::task::spawn_blocking(move || {
+        let Some(turn) = counter.turn().await else { return estimate(bytes) };
+        let texts: Vec<String> = messages.iter().map(|message| message.content.clone()).collect();
+        let counted = turn.count(move || {
             texts.iter().map(|text| counter.count(vocabulary, text) + TOKENS_PER_MESSAGE).sum::<usize>()
         });
-        counted.await.map_or_else(|_| estimate(bytes), |count| u64::try_from(count).unwrap_or(u64::MAX))
+        counted.await.map_or_else(|| estimate(bytes), |count| u64::try_from(count).unwrap_or(u64::MAX))
     }
 }
 

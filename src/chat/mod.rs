@@ -28,6 +28,7 @@ use crate::{
     config::{self, Defaults},
     conversations::{self, Conversations, Saved, StoreError, StoredMessage, Summary},
     ids::{ConversationId, Owner, StreamId},
+    limits::Slot,
     message::{Message, Role, Usage},
     openai::{Answer, Client, Completion, UpstreamError},
     streams::CreateError,
@@ -152,7 +153,13 @@ impl OpenAiService {
     ) -> Result<ChatAnswer, ChatError> {
         let keeping = self.recall(caller, id, &mut request).await?;
         let answer = self.chat_with_history(caller, request).await?;
-        keeping.keep(answer.text.clone(), answer.usage, false).await?;
+        match keeping.keep(answer.text.clone(), answer.usage, false).await {
+            // It was paid for: its caller gets it, though it has no room in the conversation.
+            Err(StoreError::Full { .. }) => {
+                tracing::warn!("an answer has no room in its conversation and was not stored");
+            }
+            kept => kept?,
+        }
         Ok(answer)
     }
 
@@ -243,10 +250,11 @@ impl OpenAiService {
         conversations::check_text(&request.message)?;
         self.0.conversations.check_writable().await?;
         let model = self.model_for(request).to_owned();
+        let awaited = self.0.conversations.await_turn(&caller.owner, &id);
         let recalled = self.0.history.load(&caller.owner, &id, &model).await?;
         conversations::check_room(&request.message, recalled.count, recalled.bytes)?;
         request.history = recalled.messages;
-        Ok(Keeping::new(self.clone(), caller.clone(), id, request.message.clone()))
+        Ok(Keeping::new(self.clone(), caller.clone(), request.message.clone(), awaited))
     }
 
     /// A short title for a conversation, in its own language; [`UNTITLED`] when none can be made.
@@ -335,6 +343,13 @@ impl OpenAiService {
         id: &ConversationId,
     ) -> Result<Option<Summary>, StoreError> {
         self.0.conversations.summary(owner, id).await
+    }
+
+    /// One of the caller's places for running streams, for what goes on though its caller has left; taken even where all of
+    /// them are.
+    #[must_use]
+    pub fn occupy(&self, caller: &Caller) -> Option<Slot> {
+        self.0.metering.occupy(caller)
     }
 
     /// The stored conversations, for what is not the original's.

@@ -10,19 +10,28 @@
 //! | somebody stops the stream | END `cancelled`, written by whoever stops it |
 //! | nobody ever reads it, or nobody is left who should | ERROR `abandoned`; END `cancelled` |
 //! | the service ends | ERROR `shutdown` |
+//! | the log's memory is used up and no stream takes up more | ERROR `stream_log_full`, with the text so far |
 
-use std::{future::pending, sync::Arc};
+use std::{future::pending, sync::Arc, time::Duration};
 
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep},
+};
 
 use crate::{
-    chat::{keeping::Keeping, metering::Bill, streams::Beginning, usage},
+    chat::{
+        keeping::Keeping,
+        metering::Bill,
+        streams::{Beginning, ChatStreams},
+        usage,
+    },
     conversations::StoreError,
     ids::StreamId,
     message::Usage,
     openai::{Client, Completion, Ending, UpstreamError},
     streams::{
-        StreamLog,
+        LogFull, StreamLog,
         event::{CANCELLED, Encoder, Event},
     },
 };
@@ -55,7 +64,15 @@ pub(super) enum Stop {
     NobodyLeft,
     /// The service ends.
     Shutdown,
+    /// It takes up most of the log's memory, and another needs room.
+    NoRoom,
 }
+
+/// How long a stream waits for room that others leave.
+const ROOM_TIME: Duration = Duration::from_secs(5);
+
+/// How often it looks for it.
+const ROOM_POLL: Duration = Duration::from_millis(20);
 
 /// Most bytes of text in one stream.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024 * 1024;
@@ -74,6 +91,8 @@ pub(super) struct Pump {
     /// Stores the turn, if the stream has a conversation.
     pub(super) keeping: Option<Keeping>,
     pub(super) bill: Option<Bill>,
+    /// The others, one of which may have to end.
+    pub(super) streams: ChatStreams,
 }
 
 /// How production ended, short of the last entry.
@@ -95,7 +114,9 @@ impl Outcome {
         match self {
             Self::Complete(ending) => (usage::Outcome::Done, ending.usage),
             Self::Failed(_) if text.is_empty() => (usage::Outcome::Failed, None),
-            Self::Failed(_) | Self::Stopped(Stop::Shutdown) | Self::TooLarge => (usage::Outcome::Cut, None),
+            Self::Failed(_) | Self::Stopped(Stop::Shutdown | Stop::NoRoom) | Self::TooLarge => {
+                (usage::Outcome::Cut, None)
+            }
             Self::Stopped(Stop::Ended) | Self::Fenced => (usage::Outcome::Cancelled, None),
             Self::Stopped(Stop::NobodyLeft) | Self::Orphaned => (usage::Outcome::Left, None),
         }
@@ -158,6 +179,7 @@ impl Pump {
             Err(error) => return Outcome::Failed(error),
         };
         drop(messages);
+        self.log.hold(self.id, self.keeping.as_ref().map_or(0, Keeping::bytes));
         loop {
             let behind = self.encoder.last();
             let Self { encoder, text, .. } = self;
@@ -177,10 +199,29 @@ impl Pump {
             if is_too_large {
                 return Outcome::TooLarge;
             }
+            if self.log.room_for(self.id, &self.encoder.size()).is_err() && !Box::pin(self.wait_for_room()).await {
+                return Outcome::Stopped(Stop::NoRoom);
+            }
             if self.log.append(self.id, behind, self.encoder.take()).await.is_err() {
                 return Outcome::Fenced;
             }
         }
+    }
+
+    /// Waits until there is room for what has come, which another stream may have to end for; meanwhile the upstream waits,
+    /// too. False: there is none, or this one takes up most.
+    async fn wait_for_room(&self) -> bool {
+        let until = Instant::now() + ROOM_TIME;
+        while Instant::now() < until {
+            match self.log.room_for(self.id, &self.encoder.size()) {
+                Ok(()) => return true,
+                Err(LogFull { largest: Some(id) }) if id == self.id => return false,
+                Err(LogFull { largest: Some(other) }) => self.streams.stop(other, Stop::NoRoom),
+                Err(LogFull { largest: None }) => {}
+            }
+            sleep(ROOM_POLL).await;
+        }
+        false
     }
 
     /// Writes the last entry. False: somebody else has. `model` is for the log.
@@ -215,6 +256,9 @@ impl Pump {
             Outcome::Failed(error) => ((self.describe)(Cause::Upstream(&error)), error.to_string()),
             Outcome::Orphaned => (stopping("abandoned", 408), "nobody read the stream".to_owned()),
             Outcome::Stopped(Stop::Shutdown) => (stopping("shutdown", 503), "the service is stopping".to_owned()),
+            Outcome::Stopped(Stop::NoRoom) => {
+                (stopping("stream_log_full", 503), "the memory for streams is used up".to_owned())
+            }
             Outcome::TooLarge => {
                 let failure = Failure { code: "too_large", status: 502, retryable: false };
                 (failure, format!("the answer has more than {MAX_TEXT_BYTES} bytes"))
@@ -248,8 +292,6 @@ impl Pump {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::Value;
     use shuttle::future::{block_on, spawn};
     use tokio_util::task::TaskTracker;
@@ -283,7 +325,7 @@ mod tests {
         let streams = ChatStreams::new(log.clone(), TaskTracker::new(), describe, settings);
         let (id, mut encoder) = (StreamId::random(), Encoder::behind(0));
         encoder.push(&Event::Start { stream_id: id });
-        log.log.create(id, Owner::default(), encoder.take()).await.unwrap();
+        log.log.create(id, Owner::default(), encoder.take(), 0).await.unwrap();
 
         let stop = |_| {
             let streams = streams.clone();
@@ -292,7 +334,8 @@ mod tests {
         let stops: Vec<_> = (0..stops).map(stop).collect();
         let (_, stopped) = oneshot::channel();
         let text = "안녕하세요".to_owned();
-        let mut pump = Pump { log: log.clone(), id, encoder, text, describe, stopped, keeping: None, bill: None };
+        let (keeping, bill, streams) = (None, None, streams.clone());
+        let mut pump = Pump { log: log.clone(), id, encoder, text, describe, stopped, keeping, bill, streams };
         pump.encoder.push_chunk("안녕");
         let is_fenced = log.append(id, 1, pump.encoder.take()).await.is_err();
         // The second piece has arrived, but is not in the log yet.

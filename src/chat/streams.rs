@@ -109,16 +109,19 @@ impl ChatStreams {
         let id = StreamId::random();
         let mut encoder = Encoder::behind(0);
         encoder.push(&Event::Start { stream_id: id });
-        self.0.log.create(id, beginning.owner.clone(), encoder.take()).await?;
+        // Its question waits here, and once more on its way to the upstream.
+        let question: usize = beginning.messages.iter().map(|message| message.content.len()).sum();
+        let held = 2 * question + beginning.keeping.as_ref().map_or(0, Keeping::bytes);
+        self.0.log.create(id, beginning.owner.clone(), encoder.take(), held).await?;
 
         let (stop, stopped) = oneshot::channel();
         let (on_disconnect, keeping) = (beginning.on_disconnect, beginning.keeping.clone());
         let settled = CancellationToken::new();
         let is_settled = settled.clone().drop_guard();
         self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false, settled });
-        let (log, bill) = (Arc::clone(&self.0.log), beginning.bill.take());
+        let (log, bill, streams) = (Arc::clone(&self.0.log), beginning.bill.take(), self.clone());
         let mut pump =
-            Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping, bill };
+            Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping, bill, streams };
         let streams = self.clone();
         let produce = async move {
             let orphan = streams.0.orphan;
@@ -237,6 +240,10 @@ impl ChatStreams {
             }
             slice.pieces.iter().flat_map(entries).for_each(|entry| told.add(&entry));
             cursor = slice.last;
+            if !slice.is_last {
+                // A long stream takes turns with everybody else.
+                tokio::task::yield_now().await;
+            }
         }
     }
 
@@ -245,6 +252,11 @@ impl ChatStreams {
         let running: Vec<_> = self.0.running.iter().map(|running| *running.key()).collect();
         running.iter().for_each(|id| self.stop(*id, Stop::Shutdown));
         running.len()
+    }
+
+    /// Whether there is such a stream and it has not failed: whether asking for it again would give what was asked for.
+    pub async fn is_worth_reading(&self, id: StreamId, owner: &Owner) -> bool {
+        self.owned(id, owner).await.is_some_and(|state| state.status != Status::Failed)
     }
 
     /// Whose stream it is. `None`: there is no such stream.
@@ -256,7 +268,7 @@ impl ChatStreams {
         self.0.log.state(id).await.filter(|state| state.owner == *owner)
     }
 
-    fn stop(&self, id: StreamId, why: Stop) {
+    pub(super) fn stop(&self, id: StreamId, why: Stop) {
         if let Some(stop) = self.0.running.get_mut(&id).and_then(|mut running| running.stop.take()) {
             // A producer that is gone needs no stopping.
             let _ = stop.send(why);

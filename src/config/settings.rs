@@ -133,6 +133,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// Time for a request's body. 30 s.
     pub body_time: Duration,
+    /// All bodies that are being read, of which one caller may have a quarter. 256 MiB.
+    pub bodies_bytes: usize,
     /// How long what is written to a caller may get nowhere. 30 s.
     pub write_time: Duration,
     /// Connections at once. `MAX_CONNECTIONS`; by default what the limit on open files allows for: each may need
@@ -143,6 +145,9 @@ pub struct Limits {
     /// `SHUTDOWN_GRACE_SECONDS`: time for running answers after SIGTERM. Default 30 s.
     pub shutdown_grace: Duration,
 }
+
+/// See [`Limits::bodies_bytes`].
+const BODIES_BYTES: usize = 256 * 1024 * 1024;
 
 impl Reader<'_> {
     pub(super) fn listen(&mut self) -> Listen {
@@ -211,6 +216,7 @@ impl Reader<'_> {
         Limits {
             body_bytes: self.parse("MAX_BODY_BYTES", two_mib, "bytes, from 1024 to 67108864", bytes),
             head_time: Duration::from_secs(10),
+            bodies_bytes: BODIES_BYTES,
             body_time: Duration::from_secs(30),
             write_time: Duration::from_secs(30),
             keep_alive: self.seconds("KEEP_ALIVE_SECONDS", Duration::from_secs(75), 1..=86400),

@@ -27,7 +27,7 @@ static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migration
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/postgres");
 
 /// How long another process may hold SQLite's lock before a write gives up.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The same when the service starts, which should say soon what is wrong.
 const BUSY_AT_START: Duration = Duration::from_secs(2);

@@ -9,12 +9,16 @@
 //! write is acknowledged when it is durable, and is there wholly or not at all. `queries` has each query once, for
 //! both databases.
 
+mod awaited;
+mod backup;
 mod database;
 mod error;
 mod queries;
 mod usage;
 mod writer;
 
+pub use awaited::AwaitedTurn;
+pub use backup::{BackupError, back_up};
 pub use error::{OpenError, StoreError};
 pub use usage::{UsageBatch, UsageRow, Used};
 
@@ -28,13 +32,14 @@ use crate::{
     message::{Message, Role, Usage},
     timestamp::Timestamp,
 };
+use awaited::{Awaited, GivenUp};
 use database::Connections;
 use writer::{Done, Write, Writer};
 
 /// Most messages of one conversation.
 pub const MAX_MESSAGES: usize = 10_000;
 
-/// Most bytes of one message's text.
+/// Most bytes of one message's text; an answer may have as many as the conversation has room for.
 pub const MAX_MESSAGE_BYTES: usize = 1024 * 1024;
 
 /// Most bytes of all messages of one conversation: it is loaded as a whole.
@@ -171,6 +176,7 @@ pub struct Conversations(Arc<Shared>);
 struct Shared {
     connections: Connections,
     writer: Writer,
+    awaited: Awaited,
     /// The writer's, so that the end can wait for it.
     tasks: TaskTracker,
 }
@@ -185,7 +191,7 @@ impl Conversations {
         let connections = Connections::open(database).await?;
         let tasks = TaskTracker::new();
         let writer = Writer::start(&connections, &tasks);
-        Ok(Self(Arc::new(Shared { connections, writer, tasks })))
+        Ok(Self(Arc::new(Shared { connections, writer, awaited: Awaited::default(), tasks })))
     }
 
     /// Waits for what is being written, and closes the database. What is asked for later is refused.
@@ -291,9 +297,28 @@ impl Conversations {
     /// The conversation has no room for them; the database cannot be written.
     pub async fn append(&self, owner: &Owner, id: ConversationId, turn: Turn) -> Result<Appended, StoreError> {
         check(std::slice::from_ref(&turn.question))?;
-        check(std::slice::from_ref(&turn.answer))?;
-        match self.write(Write::Append { owner: owner.clone(), id, turn: Box::new(turn) }).await? {
+        match self.write(Write::Append { owner: owner.clone(), id, turn: Box::new(turn), gone: None }).await? {
             Done::Appended(appended) => Ok(appended),
+            _ => Err(StoreError::full()),
+        }
+    }
+
+    /// Says that a turn of that conversation is being waited for, until what is returned is dropped.
+    #[must_use]
+    pub fn await_turn(&self, owner: &Owner, id: &ConversationId) -> AwaitedTurn {
+        self.0.awaited.begin(owner, id)
+    }
+
+    /// Adds a turn that was waited for. `None`: its conversation was removed or cleared meanwhile, and stays so.
+    ///
+    /// # Errors
+    /// As [`Conversations::append`].
+    pub async fn append_awaited(&self, turn: Turn, awaited: &AwaitedTurn) -> Result<Option<Appended>, StoreError> {
+        check(std::slice::from_ref(&turn.question))?;
+        let ((owner, id), gone) = (awaited.name().clone(), Some(awaited.gone()));
+        match self.write(Write::Append { owner, id, turn: Box::new(turn), gone }).await? {
+            Done::Appended(appended) => Ok(Some(appended)),
+            Done::Gone => Ok(None),
             _ => Err(StoreError::full()),
         }
     }
@@ -303,7 +328,8 @@ impl Conversations {
     /// # Errors
     /// The database cannot be written.
     pub async fn clear(&self, owner: &Owner, id: ConversationId) -> Result<bool, StoreError> {
-        Ok(self.write(Write::Clear { owner: owner.clone(), id }).await? == Done::Yes)
+        let given_up = self.0.awaited.give_up(owner, &id);
+        self.remove(Write::Clear { owner: owner.clone(), id }, given_up).await
     }
 
     /// Removes a conversation. False: the owner has none of that id.
@@ -311,7 +337,16 @@ impl Conversations {
     /// # Errors
     /// The database cannot be written.
     pub async fn delete(&self, owner: &Owner, id: ConversationId) -> Result<bool, StoreError> {
-        Ok(self.write(Write::Delete { owner: owner.clone(), id }).await? == Done::Yes)
+        let given_up = self.0.awaited.give_up(owner, &id);
+        self.remove(Write::Delete { owner: owner.clone(), id }, given_up).await
+    }
+
+    async fn remove(&self, write: Write, given_up: GivenUp) -> Result<bool, StoreError> {
+        let done = self.write(write).await;
+        if !matches!(done, Ok(Done::Yes)) {
+            given_up.take_back();
+        }
+        Ok(done? == Done::Yes)
     }
 
     /// Gives a conversation its title; one it has already stays when `only_first`. False: there is nothing to give it to.
@@ -369,7 +404,10 @@ impl Conversations {
 pub fn check(messages: &[StoredMessage]) -> Result<(), StoreError> {
     let mut bytes = 0;
     for message in messages {
-        check_text(&message.content)?;
+        // An answer may be as long as models make it: it is kept as it is, or not at all.
+        if message.role != Role::Assistant {
+            check_text(&message.content)?;
+        }
         bytes += message.content.len();
     }
     if messages.len() > MAX_MESSAGES || bytes > MAX_CONVERSATION_BYTES {

@@ -5,9 +5,11 @@
 //! at which everything it has used will have been made good. Source: ITU-T I.371, and the descriptions built on it.
 
 mod memory;
+mod room;
 mod slots;
 
 pub use memory::MemoryLimiter;
+pub use room::{Hold, Room};
 pub use slots::{Slot, Slots};
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};

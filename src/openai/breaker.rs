@@ -10,6 +10,8 @@
 //! others is not down. A probe that takes longer than it was open for is not waited for: one more is let through. A probe
 //! whose caller leaves has shown nothing, and the next question is one.
 //!
+//! `pool` has one for each key, which only having no connection counts against, and one for each key and model.
+//!
 //! The time is given to it; it waits for nothing and locks nothing.
 
 use std::{collections::VecDeque, time::Duration};
@@ -99,7 +101,16 @@ impl Breaker {
         most > 0 && self.failures.len() == most && usize::try_from(meanwhile).is_ok_and(|meanwhile| meanwhile <= most)
     }
 
-    /// Nothing came of it: its caller left.
+    /// Whether nothing in it matters any more, so that it can be forgotten: it is closed and its failures are long ago, or
+    /// nobody has wanted to know for as long as it was open.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        match self.open {
+            Some(open) => open.until + open.pause <= now,
+            None => self.failures.back().is_none_or(|(at, _)| *at + self.limits.within < now),
+        }
+    }
+
+    /// Nothing came of it: its caller left, or what came says nothing here.
     pub(super) fn left(&mut self, passed: Passed, now: Instant) {
         if let (Passed::Probe(probe), Some(open)) = (passed, &mut self.open)
             && probe == open.probes
@@ -221,6 +232,16 @@ mod tests {
         assert_eq!(breaker.failed(Passed::Closed, now), None);
         breaker.left(Passed::Closed, now);
         assert_eq!(breaker.turns_away(now), Some(5 * SECOND));
+    }
+
+    #[test]
+    fn it_is_stale_when_nothing_in_it_can_matter_any_more() {
+        let (mut breaker, now) = breaker();
+        assert!(breaker.is_stale(now));
+        fail(&mut breaker, now);
+        assert!(!breaker.is_stale(now + 10 * SECOND) && breaker.is_stale(now + 11 * SECOND));
+        let (breaker, now) = opened();
+        assert!(!breaker.is_stale(now + 9 * SECOND) && breaker.is_stale(now + 10 * SECOND));
     }
 
     #[test]

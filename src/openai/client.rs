@@ -164,13 +164,13 @@ impl Client {
             let asked = Instant::now();
             let failure = match self.ask(&mut question, &pass, deadline).await {
                 Ok(response) => {
-                    pass.succeeded(model);
+                    pass.succeeded();
                     return Ok((response, asked));
                 }
                 Err(failure) => failure,
             };
             let key = pass.number();
-            let failure = match pass.failed(model, failure) {
+            let failure = match pass.failed(failure) {
                 Ok(another) => {
                     pass = another;
                     continue;
@@ -178,14 +178,14 @@ impl Client {
                 Err(failure) => failure,
             };
             let wait = retries.next(&failure, deadline.left());
-            let Some(wait) = wait.filter(|wait| !self.keys.are_open_for(*wait)) else {
+            let Some(wait) = wait.filter(|wait| !self.keys.are_open_for(model, *wait)) else {
                 return Err(failure.error);
             };
             let status = failure.status.map(|status| status.as_u16());
             let reason = failure.error.in_own_words();
             tracing::info!(key, model, status, reason, ?wait, "the upstream is asked again");
             sleep(wait).await;
-            pass = self.keys.after_wait(model).map_err(|_| failure.error)?;
+            pass = self.keys.after_wait(model, &failure).map_err(|_| failure.error)?;
         }
     }
 

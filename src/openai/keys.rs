@@ -16,9 +16,8 @@ use tokio::time::Instant;
 use crate::{
     config::BreakerLimits,
     openai::{
-        breaker::Passed,
         error::UpstreamError,
-        pool::{Obstacle, Pool, Rest},
+        pool::{Came, Obstacle, Passed, Pool, Rest},
         retry::Failure,
     },
 };
@@ -48,25 +47,26 @@ impl Keys {
     ///
     /// # Errors
     /// None can be asked with now, and why.
-    pub(super) fn first(&self, model: &str) -> Result<Pass<'_>, UpstreamError> {
-        self.pick(model, Vec::new()).map_err(UpstreamError::from)
+    pub(super) fn first<'a>(&'a self, model: &'a str) -> Result<Pass<'a>, UpstreamError> {
+        self.pick(model, Asked::default()).map_err(UpstreamError::from)
     }
 
-    /// A key for a question that has waited as long as it had to. Where no time was named, that is less than its keys
-    /// rest, and it goes out with the one that rests least.
+    /// A key for a question that failed with `failure` and has waited as long as it had to. Where no time was named, that is
+    /// less than its keys rest, and it goes out with the one that rests least.
     ///
     /// # Errors
     /// As above.
-    pub(super) fn after_wait(&self, model: &str) -> Result<Pass<'_>, UpstreamError> {
-        self.first(model).or_else(|error| {
-            let (index, passed) = self.lock().least_limited(Instant::now(), model).ok_or(error)?;
-            Ok(Pass { keys: self, index, passed: Some(passed), is_early: true, tried: Vec::new() })
+    pub(super) fn after_wait<'a>(&'a self, model: &'a str, failure: &Failure) -> Result<Pass<'a>, UpstreamError> {
+        let asked = || Asked { tried: Vec::new(), failed: failure.counted.clone() };
+        self.pick(model, asked()).or_else(|obstacle| {
+            let (index, passed) = self.lock().least_limited(Instant::now(), model).ok_or(obstacle)?;
+            Ok(Pass { keys: self, model, index, passed: Some(passed), is_early: true, asked: asked() })
         })
     }
 
-    /// Whether the breaker of every key is open for longer than `wait`.
-    pub(super) fn are_open_for(&self, wait: Duration) -> bool {
-        self.lock().are_open_for(Instant::now(), wait)
+    /// Whether with every key a breaker is open for that model for longer than `wait`.
+    pub(super) fn are_open_for(&self, model: &str, wait: Duration) -> bool {
+        self.lock().are_open_for(Instant::now(), model, wait)
     }
 
     /// Every key for what says nothing about chats, those that rest last. Nothing that comes of it is held against them.
@@ -77,9 +77,9 @@ impl Keys {
         order.into_iter().map(|(_, bearer)| bearer).collect()
     }
 
-    fn pick(&self, model: &str, tried: Vec<usize>) -> Result<Pass<'_>, Obstacle> {
-        let (index, passed) = self.lock().pick(Instant::now(), model, &tried)?;
-        Ok(Pass { keys: self, index, passed: Some(passed), is_early: false, tried })
+    fn pick<'a>(&'a self, model: &'a str, asked: Asked) -> Result<Pass<'a>, Obstacle> {
+        let (index, passed) = self.lock().pick(Instant::now(), model, &asked.tried)?;
+        Ok(Pass { keys: self, model, index, passed: Some(passed), is_early: false, asked })
     }
 
     fn lock(&self) -> MutexGuard<'_, Pool> {
@@ -87,17 +87,26 @@ impl Keys {
     }
 }
 
+/// With which keys a question was asked already.
+#[derive(Debug, Default)]
+struct Asked {
+    /// Those that have been refused since it last waited.
+    tried: Vec<usize>,
+    /// Those against which it has counted as a failure.
+    failed: Vec<usize>,
+}
+
 /// One attempt with one key. Dropped without a word about what came of it, it counts as left by its caller.
 #[derive(Debug)]
 pub(super) struct Pass<'a> {
     keys: &'a Keys,
+    model: &'a str,
     index: usize,
-    /// By the key's breaker, until that has been told what came of it.
+    /// By the breakers, until they have been told what came of it.
     passed: Option<Passed>,
     /// Whether the key was to rest longer.
     is_early: bool,
-    /// The keys that have been refused for the same question since it last waited.
-    tried: Vec<usize>,
+    asked: Asked,
 }
 
 impl<'a> Pass<'a> {
@@ -112,11 +121,11 @@ impl<'a> Pass<'a> {
     }
 
     /// The upstream has begun to answer.
-    pub(super) fn succeeded(mut self, model: &str) {
-        self.tell_breaker(Instant::now(), false);
+    pub(super) fn succeeded(mut self) {
+        self.tell(Came::Answer);
         // Others that succeed now may have been sent before the key was limited.
         if self.is_early {
-            self.keys.lock().lift(self.index, model);
+            self.keys.lock().lift(self.index, self.model);
         }
     }
 
@@ -124,55 +133,57 @@ impl<'a> Pass<'a> {
     ///
     /// # Errors
     /// The failure when there is none, or what would be waited for instead, if another key is nearer to serving.
-    pub(super) fn failed(mut self, model: &str, failure: Failure) -> Result<Pass<'a>, Failure> {
+    pub(super) fn failed(mut self, mut failure: Failure) -> Result<Pass<'a>, Failure> {
         let now = Instant::now();
-        self.tell_breaker(now, failure.is_outage());
+        self.tell(match &failure {
+            failure if failure.is_disconnection() => Came::NoConnection,
+            failure if failure.is_outage() => Came::Outage,
+            _ => Came::Answer,
+        });
+        let mut asked = std::mem::take(&mut self.asked);
         let Some(rest) = Rest::after(&failure) else {
+            failure.counted = asked.failed;
             return Err(failure);
         };
-        let (keys, index) = (self.keys, self.index);
+        let (keys, index, model) = (self.keys, self.index, self.model);
         if keys.lock().rest(now, index, model, rest) {
             let seconds = rest.time().as_secs_f64();
             tracing::warn!(key = self.number(), model, reason = rest.reason(), seconds, "a key rests");
         }
-        let mut tried = std::mem::take(&mut self.tried);
-        tried.push(index);
-        keys.pick(model, tried).map_err(|_| keys.lock().best(now, index, model, failure))
+        asked.tried.push(index);
+        let counted = asked.failed.clone();
+        keys.pick(model, asked).map_err(|_| Failure { counted, ..keys.lock().best(now, index, model, failure) })
     }
 
-    fn tell_breaker(&mut self, now: Instant, is_outage: bool) {
+    /// Tells the breakers what came of it, once.
+    fn tell(&mut self, came: Came) {
         let Some(passed) = self.passed.take() else { return };
-        let (opened, closed) = match self.keys.lock().breaker(self.index) {
-            Some(breaker) if is_outage => (breaker.failed(passed, now), false),
-            Some(breaker) => (None, breaker.succeeded(passed)),
-            None => (None, false),
-        };
-        if let Some(pause) = opened {
-            tracing::warn!(
-                key = self.number(),
-                seconds = pause.as_secs_f64(),
-                "a key fails too often and is left alone"
-            );
+        let counts = !self.asked.failed.contains(&self.index);
+        let turned = self.keys.lock().tell(Instant::now(), (self.index, self.model), passed, (came, counts));
+        if counts && matches!(came, Came::Outage | Came::NoConnection) {
+            self.asked.failed.push(self.index);
         }
-        if closed {
-            tracing::info!(key = self.number(), "a key is answered again");
+        // A model's name is a caller's text, but one that has been checked.
+        let (key, model) = (self.number(), if came == Came::NoConnection { "every model" } else { self.model });
+        if let Some(pause) = turned.opened {
+            tracing::warn!(key, model, seconds = pause.as_secs_f64(), "a key fails too often and is left alone");
+        }
+        if turned.has_closed {
+            tracing::info!(key, model, "a key is answered again");
         }
     }
 }
 
 impl Drop for Pass<'_> {
     fn drop(&mut self) {
-        if let Some(passed) = self.passed.take()
-            && let Some(breaker) = self.keys.lock().breaker(self.index)
-        {
-            breaker.left(passed, Instant::now());
-        }
+        self.tell(Came::Nothing);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openai::error::ConnectFailure;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -181,16 +192,35 @@ mod tests {
         let keys = Keys::new(&["sk-1".into()], BreakerLimits::default()).unwrap();
         let outage = || Failure::silent(UpstreamError::Interrupted);
         for _ in 0..5 {
-            assert!(keys.first("m").unwrap().failed("m", outage()).is_err());
+            assert!(keys.first("m").unwrap().failed(outage()).is_err());
         }
         assert!(matches!(keys.first("m").unwrap_err(), UpstreamError::Unavailable { .. }));
-        assert!(keys.are_open_for(4 * SECOND) && !keys.are_open_for(5 * SECOND));
+        assert!(keys.are_open_for("m", 4 * SECOND) && !keys.are_open_for("m", 5 * SECOND));
         tokio::time::advance(5 * SECOND).await;
         let probe = keys.first("m").unwrap();
         assert!(keys.first("m").is_err());
         drop(probe);
-        keys.first("m").unwrap().succeeded("m");
+        keys.first("m").unwrap().succeeded();
         drop((keys.first("m").unwrap(), keys.first("m").unwrap()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_question_counts_once_however_often_it_is_asked_again() {
+        let keys = Keys::new(&["sk-1".into()], BreakerLimits::default()).unwrap();
+        for error in [UpstreamError::Interrupted, UpstreamError::Unreachable(ConnectFailure::Refused)] {
+            for _ in 0..4 {
+                let mut failure = keys.first("m").unwrap().failed(Failure::silent(error.clone())).unwrap_err();
+                for _ in 0..9 {
+                    let again = keys.after_wait("m", &failure).unwrap();
+                    failure = match again.failed(Failure::silent(error.clone())) {
+                        Err(failure) => failure,
+                        Ok(_) => panic!("there is one key"),
+                    };
+                }
+            }
+            drop(keys.first("m").unwrap());
+            tokio::time::advance(Duration::from_secs(11)).await;
+        }
     }
 
     #[test]

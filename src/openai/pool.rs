@@ -13,8 +13,16 @@
 //! could serve in its place, being refused costs nothing, and a bill that has been paid should show at once. After a
 //! 403 nothing rests, for that may be about the model, which callers choose.
 //!
-//! A key with which the upstream fails too often is left alone by its `breaker`: no connection, none in time, no head of
-//! an answer in time, or a status from 500. What comes behind the head of an answer speaks for that answer alone.
+//! A key with which the upstream fails too often is left alone by a `breaker`. Which one a failure counts against:
+//!
+//! | failure | counts against |
+//! |---|---|
+//! | no connection, none in time | the key |
+//! | it broke, no head of an answer in time, a status from 500 | the key with that model |
+//! | behind the head of an answer | neither: it speaks for that answer alone |
+//!
+//! Whoever asks for a model that fails makes no other model fail. A question counts once against each, however often it is
+//! asked again. What is remembered by model is bounded, for callers choose the names.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -24,7 +32,7 @@ use tokio::time::Instant;
 use crate::{
     config::BreakerLimits,
     openai::{
-        breaker::{Breaker, Passed},
+        breaker::{self, Breaker},
         error::{Said, UpstreamError},
         retry::Failure,
     },
@@ -36,7 +44,7 @@ const LIMITED: Duration = Duration::from_secs(5);
 /// How long a key rests that is refused for what only people can change; also the longest rest there is.
 const LONG: Duration = Duration::from_secs(300);
 
-/// Most models remembered for each key, whose names come from callers. Past it, a limit is not remembered.
+/// Most models remembered for each key, whose names come from callers. Past it, the one that matters least gives way.
 const MAX_MODELS: usize = 1000;
 
 /// Why a key is to rest, and how long.
@@ -125,34 +133,145 @@ pub(super) struct Pool {
 struct Key {
     /// For every model: until when, and why.
     rest: Option<(Instant, Obstacle)>,
-    /// For single models.
-    limited: HashMap<String, Instant>,
+    /// Only having no connection counts against it.
+    breaker: Breaker,
+    /// Single models: those that are limited, or that have failed lately.
+    models: HashMap<String, Model>,
+    limits: BreakerLimits,
+}
+
+/// What is known of one model with one key.
+#[derive(Debug)]
+struct Model {
+    limited_until: Option<Instant>,
     breaker: Breaker,
 }
 
+/// As what a question passed, which is to be told to [`Pool::tell`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Passed {
+    key: breaker::Passed,
+    /// The model's; closed where nothing is known of it.
+    model: breaker::Passed,
+}
+
+/// What came of an attempt, for the breakers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Came {
+    /// An answer, be it a refusal.
+    Answer,
+    /// The upstream failed.
+    Outage,
+    /// There was no connection.
+    NoConnection,
+    /// Nothing: the caller left.
+    Nothing,
+}
+
+/// What telling the breakers did: for how long one opened, and whether one closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Turned {
+    pub(super) opened: Option<Duration>,
+    pub(super) has_closed: bool,
+}
+
+impl Model {
+    fn new(limits: BreakerLimits) -> Self {
+        Self { limited_until: None, breaker: Breaker::new(limits) }
+    }
+
+    fn limited(&self, now: Instant) -> Option<Duration> {
+        self.limited_until.map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    }
+
+    fn is_stale(&self, now: Instant) -> bool {
+        self.limited(now).is_none() && self.breaker.is_stale(now)
+    }
+
+    /// For how long it stands in anybody's way.
+    fn weight(&self, now: Instant) -> Duration {
+        self.limited(now).max(self.breaker.turns_away(now)).unwrap_or_default()
+    }
+}
+
 impl Key {
+    fn new(limits: BreakerLimits) -> Self {
+        Self { rest: None, breaker: Breaker::new(limits), models: HashMap::new(), limits }
+    }
+
     /// Why it rests for every model.
     fn rests(&self, now: Instant) -> Option<Obstacle> {
         self.rest.filter(|(until, _)| *until > now).map(|(_, why)| why)
     }
 
-    fn limited_for(&self, now: Instant, model: &str) -> Option<Duration> {
-        self.limited.get(model).map(|until| until.saturating_duration_since(now)).filter(|left| !left.is_zero())
+    /// For how long a breaker turns questions about that model away.
+    fn turns_away(&self, now: Instant, model: &str) -> Option<Duration> {
+        let model = self.models.get(model).and_then(|model| model.breaker.turns_away(now));
+        self.breaker.turns_away(now).max(model)
     }
 
     /// What stands in the way longest.
     fn obstacle(&self, now: Instant, model: &str) -> Option<Obstacle> {
-        self.rests(now).or_else(|| match (self.breaker.turns_away(now), self.limited_for(now, model)) {
+        let limited = self.models.get(model).and_then(|model| model.limited(now));
+        self.rests(now).or_else(|| match (self.turns_away(now, model), limited) {
             (Some(open), limited) if limited.is_none_or(|limited| limited < open) => Some(Obstacle::Open(open)),
             (_, limited) => limited.map(Obstacle::Limited),
         })
+    }
+
+    fn pass(&mut self, now: Instant, model: &str) -> Passed {
+        let model = self.models.get_mut(model).map_or(breaker::Passed::Closed, |model| model.breaker.pass(now));
+        Passed { key: self.breaker.pass(now), model }
+    }
+
+    /// What is remembered of that model, from now on; `None` if those that are remembered all matter more.
+    fn remember(&mut self, now: Instant, model: &str) -> Option<&mut Model> {
+        if !self.models.contains_key(model) {
+            if self.models.len() >= MAX_MODELS {
+                self.models.retain(|_, known| !known.is_stale(now));
+            }
+            if self.models.len() >= MAX_MODELS {
+                let weights = self.models.iter().map(|(name, known)| (known.weight(now), name));
+                let (weight, least) = weights.min()?;
+                let (is_idle, least) = (weight.is_zero(), least.clone());
+                // One that only might matter gives way; one that keeps questions back does not.
+                is_idle.then(|| self.models.remove(&least))?;
+            }
+            self.models.insert(model.to_owned(), Model::new(self.limits));
+        }
+        self.models.get_mut(model)
+    }
+
+    /// Tells the breakers what came of a question about `model`. `counts`: it is the question's first failure here.
+    fn tell(&mut self, now: Instant, model: &str, passed: Passed, (came, counts): (Came, bool)) -> Turned {
+        let is_probe = |passed| matches!(passed, breaker::Passed::Probe(_));
+        let mut turned = Turned::default();
+        match came {
+            Came::NoConnection if counts || is_probe(passed.key) => {
+                turned.opened = self.breaker.failed(passed.key, now)
+            }
+            Came::NoConnection | Came::Nothing => self.breaker.left(passed.key, now),
+            Came::Answer | Came::Outage => turned.has_closed = self.breaker.succeeded(passed.key),
+        }
+        let known = match came {
+            Came::Outage => self.remember(now, model),
+            _ => self.models.get_mut(model),
+        };
+        let Some(known) = known else { return turned };
+        match came {
+            Came::Outage if counts || is_probe(passed.model) => {
+                turned.opened = turned.opened.max(known.breaker.failed(passed.model, now));
+            }
+            Came::Answer => turned.has_closed |= known.breaker.succeeded(passed.model),
+            Came::Outage | Came::NoConnection | Came::Nothing => known.breaker.left(passed.model, now),
+        }
+        turned
     }
 }
 
 impl Pool {
     pub(super) fn new(keys: usize, limits: BreakerLimits) -> Self {
-        let key = || Key { rest: None, limited: HashMap::new(), breaker: Breaker::new(limits) };
-        Self { keys: std::iter::repeat_with(key).take(keys).collect(), next: 0 }
+        Self { keys: std::iter::repeat_with(|| Key::new(limits)).take(keys).collect(), next: 0 }
     }
 
     /// The next key in turn that can be asked with and is not one of `tried`.
@@ -165,7 +284,7 @@ impl Pool {
                 Some(obstacle) => nearest = nearest.nearer(obstacle),
                 None => {
                     self.next = if index + 1 < count { index + 1 } else { 0 };
-                    return Ok((index, key.breaker.pass(now)));
+                    return Ok((index, key.pass(now, model)));
                 }
             }
         }
@@ -175,20 +294,28 @@ impl Pool {
     /// The key whose rate limit ends first, if only that stands in the way.
     pub(super) fn least_limited(&mut self, now: Instant, model: &str) -> Option<(usize, Passed)> {
         let limited = self.keys.iter_mut().enumerate().filter_map(|(index, key)| match key.obstacle(now, model) {
-            Some(Obstacle::Limited(left)) => Some((left, index, key)),
+            // A breaker may be open as well, for less time.
+            Some(Obstacle::Limited(left)) if key.turns_away(now, model).is_none() => Some((left, index, key)),
             _ => None,
         });
         let (_, index, key) = limited.min_by_key(|(left, ..)| *left)?;
-        Some((index, key.breaker.pass(now)))
+        Some((index, key.pass(now, model)))
     }
 
-    /// Whether every breaker is open for longer than `wait`.
-    pub(super) fn are_open_for(&self, now: Instant, wait: Duration) -> bool {
-        self.keys.iter().all(|key| key.breaker.turns_away(now).is_some_and(|left| left > wait))
+    /// Whether with every key a breaker is open for that model for longer than `wait`.
+    pub(super) fn are_open_for(&self, now: Instant, model: &str, wait: Duration) -> bool {
+        self.keys.iter().all(|key| key.turns_away(now, model).is_some_and(|left| left > wait))
     }
 
-    pub(super) fn breaker(&mut self, index: usize) -> Option<&mut Breaker> {
-        self.keys.get_mut(index).map(|key| &mut key.breaker)
+    /// Tells a key's breakers what came of a question that passed them; see `Key::tell`.
+    pub(super) fn tell(
+        &mut self,
+        now: Instant,
+        (index, model): (usize, &str),
+        passed: Passed,
+        came: (Came, bool),
+    ) -> Turned {
+        self.keys.get_mut(index).map(|key| key.tell(now, model, passed, came)).unwrap_or_default()
     }
 
     /// Whether that key rests for every model.
@@ -199,7 +326,7 @@ impl Pool {
     /// The key is limited for that model no more.
     pub(super) fn lift(&mut self, index: usize, model: &str) {
         if let Some(key) = self.keys.get_mut(index) {
-            key.limited.remove(model);
+            key.models.get_mut(model).into_iter().for_each(|known| known.limited_until = None);
         }
     }
 
@@ -211,10 +338,7 @@ impl Pool {
         let until = now + rest.time();
         match rest {
             Rest::Limited(_) => {
-                key.limited.retain(|_, until| *until > now);
-                if key.limited.len() < MAX_MODELS || key.limited.contains_key(model) {
-                    key.limited.insert(model.to_owned(), until);
-                }
+                key.remember(now, model).into_iter().for_each(|known| known.limited_until = Some(until));
             }
             _ if is_only_one => return false,
             Rest::NoMoney => key.rest = Some((until, Obstacle::NoMoney)),
@@ -259,6 +383,8 @@ mod tests {
         (Pool::new(keys, BreakerLimits::default()), Instant::now())
     }
 
+    const CLOSED: Passed = Passed { key: breaker::Passed::Closed, model: breaker::Passed::Closed };
+
     fn picks(pool: &mut Pool, now: Instant, count: usize) -> Vec<usize> {
         (0..count).map(|_| pool.pick(now, "m", &[]).unwrap().0).collect()
     }
@@ -276,7 +402,7 @@ mod tests {
         assert_eq!(picks(&mut pool, now, 6), [0, 1, 2, 0, 1, 2]);
         assert!(pool.rest(now, 0, "m", Rest::Refused));
         assert_eq!(picks(&mut pool, now, 4), [1, 2, 1, 2]);
-        assert_eq!(pool.pick(now, "m", &[1]), Ok((2, Passed::Closed)));
+        assert_eq!(pool.pick(now, "m", &[1]), Ok((2, CLOSED)));
         assert_eq!(pool.pick(now, "m", &[1, 2]), Err(Obstacle::Refused));
         assert!(!pool.rest(now, 0, "m", Rest::Refused), "nothing new");
     }
@@ -286,8 +412,8 @@ mod tests {
         let (mut pool, now) = pool(1);
         pool.rest(now, 0, "m", Rest::Limited(3 * SECOND));
         assert_eq!(pool.pick(now + SECOND, "m", &[]), Err(Obstacle::Limited(2 * SECOND)));
-        assert_eq!(pool.pick(now + SECOND, "other", &[]), Ok((0, Passed::Closed)));
-        assert_eq!(pool.pick(now + 3 * SECOND, "m", &[]), Ok((0, Passed::Closed)));
+        assert_eq!(pool.pick(now + SECOND, "other", &[]), Ok((0, CLOSED)));
+        assert_eq!(pool.pick(now + 3 * SECOND, "m", &[]), Ok((0, CLOSED)));
         let named = |retry_after| Rest::after(&limited(retry_after)).unwrap().time();
         assert_eq!([named(Some(SECOND)), named(None), named(Some(LONG * 2))], [SECOND, LIMITED, LONG]);
     }
@@ -299,10 +425,10 @@ mod tests {
             two.rest(now, 0, "m", rest);
             two.rest(now, 1, "m", rest);
             assert!(two.pick(now + LONG - SECOND, "other", &[]).is_err());
-            assert_eq!(two.pick(now + LONG, "other", &[]), Ok((0, Passed::Closed)));
+            assert_eq!(two.pick(now + LONG, "other", &[]), Ok((0, CLOSED)));
             let (mut one, now) = pool(1);
             assert!(!one.rest(now, 0, "m", rest));
-            assert_eq!(one.pick(now, "m", &[]), Ok((0, Passed::Closed)));
+            assert_eq!(one.pick(now, "m", &[]), Ok((0, CLOSED)));
         }
         let refused =
             |status| Failure::refused(status, &reqwest::header::HeaderMap::new(), UpstreamError::Unauthorized);
@@ -319,7 +445,7 @@ mod tests {
         pool.rest(now, 2, "m", Rest::Limited(9 * SECOND));
         pool.rest(now, 3, "m", Rest::Limited(4 * SECOND));
         assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Limited(4 * SECOND)));
-        assert_eq!(pool.least_limited(now, "m"), Some((3, Passed::Closed)));
+        assert_eq!(pool.least_limited(now, "m"), Some((3, CLOSED)));
         assert_eq!(pool.least_limited(now, "other"), None);
         let told = UpstreamError::from(Obstacle::Limited(4 * SECOND));
         assert!(matches!(told, UpstreamError::RateLimited { retry_after: Some(wait), .. } if wait == 4 * SECOND));
@@ -353,38 +479,97 @@ mod tests {
         assert_eq!(wait, None);
     }
 
-    /// The breaker of that key opens.
-    fn open(pool: &mut Pool, now: Instant, index: usize) {
+    /// The breaker of that key opens, for a model or for all.
+    fn open(pool: &mut Pool, now: Instant, index: usize, came: Came) {
         for _ in 0..5 {
-            pool.keys[index].breaker.failed(Passed::Closed, now);
+            pool.tell(now, (index, "m"), CLOSED, (came, true));
         }
     }
 
     #[test]
     fn a_key_that_fails_too_often_is_passed_over_and_tried_again_later() {
-        let (mut pool, now) = pool(2);
-        open(&mut pool, now, 0);
-        assert_eq!(picks(&mut pool, now, 2), [1, 1]);
-        pool.rest(now, 1, "m", Rest::Limited(9 * SECOND));
-        assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Open(5 * SECOND)));
-        assert_eq!(pool.pick(now + 5 * SECOND, "m", &[]), Ok((0, Passed::Probe(1))));
-        assert_eq!(pool.least_limited(now, "m"), Some((1, Passed::Closed)), "the other does not merely rest");
-        open(&mut pool, now, 1);
-        assert_eq!(pool.keys[1].obstacle(now, "m"), Some(Obstacle::Limited(9 * SECOND)), "what takes longest");
-        assert_eq!(pool.least_limited(now + 5 * SECOND, "m"), Some((1, Passed::Probe(1))));
-
-        let best = pool.best(now, 1, "m", Failure::silent(UpstreamError::Unauthorized));
-        assert!(matches!(best.error, UpstreamError::Unavailable { .. }), "{best:?}");
+        for came in [Came::Outage, Came::NoConnection] {
+            let (mut pool, now) = pool(2);
+            open(&mut pool, now, 0, came);
+            assert_eq!(picks(&mut pool, now, 2), [1, 1]);
+            pool.rest(now, 1, "m", Rest::Limited(9 * SECOND));
+            assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Open(5 * SECOND)));
+            let (index, probe) = pool.pick(now + 5 * SECOND, "m", &[]).unwrap();
+            assert!(index == 0 && probe != CLOSED, "{probe:?}");
+            assert_eq!(pool.least_limited(now, "m"), Some((1, CLOSED)), "the other does not merely rest");
+            let best = pool.best(now, 1, "m", Failure::silent(UpstreamError::Unauthorized));
+            assert!(matches!(best.error, UpstreamError::Unavailable { .. }), "{best:?}");
+        }
     }
 
     #[test]
-    fn memory_is_bounded() {
+    fn a_model_that_fails_is_left_alone_and_other_models_are_not() {
         let (mut pool, now) = pool(1);
-        for n in 0..MAX_MODELS + 5 {
+        open(&mut pool, now, 0, Came::Outage);
+        assert_eq!(pool.pick(now, "m", &[]), Err(Obstacle::Open(5 * SECOND)));
+        assert_eq!(pool.pick(now, "other", &[]), Ok((0, CLOSED)));
+        assert!(pool.are_open_for(now, "m", 4 * SECOND) && !pool.are_open_for(now, "other", Duration::ZERO));
+        let later = now + 5 * SECOND;
+        let (_, probe) = pool.pick(later, "m", &[]).unwrap();
+        assert!(pool.pick(later, "m", &[]).is_err(), "one probe at a time");
+        assert_eq!(pool.tell(later, (0, "m"), probe, (Came::Answer, true)), Turned { opened: None, has_closed: true });
+        assert!(pool.pick(later, "m", &[]).is_ok());
+    }
+
+    #[test]
+    fn having_no_connection_counts_for_every_model() {
+        let (mut pool, now) = pool(1);
+        for n in 0..5 {
+            let model = format!("model-{n}");
+            pool.tell(now, (0, &model), CLOSED, (Came::NoConnection, true));
+        }
+        assert_eq!(pool.pick(now, "another", &[]), Err(Obstacle::Open(5 * SECOND)));
+        assert!(pool.keys[0].models.is_empty(), "nothing is known of any model");
+    }
+
+    #[test]
+    fn a_question_that_fails_again_counts_no_more_but_a_probe_does() {
+        for came in [Came::Outage, Came::NoConnection] {
+            let (mut pool, now) = pool(1);
+            for n in 0..10 {
+                pool.tell(now, (0, "m"), CLOSED, (came, n % 3 == 0));
+            }
+            assert!(pool.pick(now, "m", &[]).is_ok(), "four have failed");
+            open(&mut pool, now, 0, came);
+            let later = now + 5 * SECOND;
+            let (_, probe) = pool.pick(later, "m", &[]).unwrap();
+            assert_eq!(pool.tell(later, (0, "m"), probe, (came, false)).opened, Some(10 * SECOND));
+        }
+    }
+
+    #[test]
+    fn nothing_passes_an_open_breaker_because_the_key_is_limited_for_longer() {
+        let (mut pool, now) = pool(1);
+        open(&mut pool, now, 0, Came::Outage);
+        pool.rest(now, 0, "m", Rest::Limited(9 * SECOND));
+        assert_eq!(pool.keys[0].obstacle(now, "m"), Some(Obstacle::Limited(9 * SECOND)), "what takes longest");
+        assert_eq!(pool.least_limited(now + 4 * SECOND, "m"), None);
+        let (_, probe) = pool.least_limited(now + 5 * SECOND, "m").unwrap();
+        assert_ne!(probe, CLOSED);
+        assert_eq!(pool.least_limited(now + 5 * SECOND, "m"), None, "one probe at a time");
+    }
+
+    #[test]
+    fn memory_is_bounded_and_what_keeps_questions_back_is_kept() {
+        let (mut pool, now) = pool(1);
+        pool.rest(now, 0, "limited", Rest::Limited(30 * SECOND));
+        open(&mut pool, now, 0, Came::Outage);
+        for n in 0..2 * MAX_MODELS {
+            pool.tell(now, (0, &n.to_string()), CLOSED, (Came::Outage, true));
+        }
+        assert_eq!(pool.keys[0].models.len(), MAX_MODELS);
+        assert!(pool.pick(now, "limited", &[]).is_err() && pool.pick(now, "m", &[]).is_err());
+        for n in 0..2 * MAX_MODELS {
             pool.rest(now, 0, &n.to_string(), Rest::Limited(SECOND));
         }
-        assert_eq!(pool.keys[0].limited.len(), MAX_MODELS);
-        pool.rest(now + SECOND, 0, "later", Rest::Limited(SECOND));
-        assert_eq!(pool.keys[0].limited.len(), 1);
+        assert_eq!(pool.keys[0].models.len(), MAX_MODELS);
+        assert!(pool.pick(now, "limited", &[]).is_err() && pool.pick(now, "m", &[]).is_err());
+        pool.rest(now + 20 * SECOND, 0, "later", Rest::Limited(SECOND));
+        assert_eq!(pool.keys[0].models.len(), 2, "what is over is forgotten when there is no room");
     }
 }

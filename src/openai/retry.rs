@@ -38,14 +38,16 @@ pub(super) struct Failure {
     /// `None` when there was no answer at all.
     pub(super) status: Option<StatusCode>,
     /// What `x-should-retry` says.
-    advice: Option<bool>,
+    pub(super) advice: Option<bool>,
     pub(super) retry_after: Option<Duration>,
+    /// The keys against which the question has counted as a failure; see `keys`.
+    pub(super) counted: Vec<usize>,
 }
 
 impl Failure {
     /// No answer came.
     pub(super) fn silent(error: UpstreamError) -> Self {
-        Self { error, status: None, advice: None, retry_after: None }
+        Self { error, status: None, advice: None, retry_after: None, counted: Vec::new() }
     }
 
     /// An answer came and was a refusal.
@@ -55,17 +57,31 @@ impl Failure {
             Some(b"false") => Some(false),
             _ => None,
         };
-        Self { error, status: Some(status), advice, retry_after: retry_after(headers) }
+        Self { error, status: Some(status), advice, retry_after: retry_after(headers), counted: Vec::new() }
     }
 
     /// A rate limit that will be over after `wait`.
     pub(super) fn limited(error: UpstreamError, wait: Duration) -> Self {
-        Self { error, status: Some(StatusCode::TOO_MANY_REQUESTS), advice: None, retry_after: Some(wait) }
+        Self {
+            error,
+            status: Some(StatusCode::TOO_MANY_REQUESTS),
+            advice: None,
+            retry_after: Some(wait),
+            counted: Vec::new(),
+        }
     }
 
-    /// Whether it speaks for the upstream being down, rather than for the question or the key.
+    /// Whether it speaks for the upstream being down, at least for this model, rather than for the question or the key.
     pub(super) fn is_outage(&self) -> bool {
         self.status.is_none_or(|status| status.is_server_error())
+    }
+
+    /// Whether there was no connection at all, which is the same for every model.
+    pub(super) fn is_disconnection(&self) -> bool {
+        let error = &self.error;
+        let is_connecting =
+            matches!(error, UpstreamError::Unreachable(_) | UpstreamError::Timeout { stage: Stage::Connect, .. });
+        self.status.is_none() && is_connecting
     }
 
     fn worth(&self) -> Worth {

@@ -89,7 +89,9 @@ async fn complete(asked: Asked, pace: Pace, replies: &Replies) -> Response<Body>
     }
     let question = asked.messages.last().map_or("", |message| message.content.as_str());
     let limit = if act == Some(Act::Length) { Some(3) } else { asked.max_tokens.or(asked.max_completion_tokens) };
-    let reply = if act == Some(Act::Long) { Reply::to(question).long() } else { Reply::to(question) };
+    // Longer than its limit, whatever is asked.
+    let reply =
+        if matches!(act, Some(Act::Long | Act::Length)) { Reply::to(question).long() } else { Reply::to(question) };
     let said = replies.get(model, reply, limit.unwrap_or(usize::MAX));
     let prompt_tokens: usize = asked.messages.iter().map(|m| 4 + m.content.chars().count().div_ceil(4)).sum();
     let slower = if act == Some(Act::Slow) { 10 } else { 1 };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::StreamId,
     message::Usage,
-    streams::{Batch, Seq, Status},
+    streams::{Batch, Seq, Size, Status},
 };
 
 /// One event.
@@ -40,6 +40,17 @@ pub enum Event<'a> {
     },
 }
 
+impl Event<'_> {
+    /// What of the answer it has.
+    fn text(&self) -> &str {
+        match self {
+            Self::Start { .. } => "",
+            Self::Chunk { content } => content,
+            Self::End { full_content: text, .. } | Self::Error { partial: text, .. } => text,
+        }
+    }
+}
+
 /// What END says instead of the upstream's reason when somebody stopped the stream.
 pub const CANCELLED: &str = "cancelled";
 
@@ -49,6 +60,7 @@ pub struct Encoder {
     next: Seq,
     buffer: BytesMut,
     ends: Vec<usize>,
+    text: usize,
     ends_with: Option<Status>,
 }
 
@@ -56,15 +68,18 @@ impl Encoder {
     /// The first event will be the one behind `last`.
     #[must_use]
     pub fn behind(last: Seq) -> Self {
-        Self { next: last + 1, buffer: BytesMut::new(), ends: Vec::new(), ends_with: None }
+        Self { next: last + 1, buffer: BytesMut::new(), ends: Vec::new(), text: 0, ends_with: None }
     }
 
     /// Adds an event.
     pub fn push(&mut self, event: &Event<'_>) {
+        // A long text in one step: growing to it would take up twice as much.
+        self.buffer.reserve(event.text().len());
         self.open();
         // Writing to memory cannot fail.
         let _ = serde_json::to_writer((&mut self.buffer).writer(), event);
         self.close();
+        self.text += if let Event::Chunk { content } = event { content.len() } else { 0 };
         self.ends_with = match event {
             Event::End { finish_reason: Some(CANCELLED), .. } => Some(Status::Cancelled),
             Event::End { .. } => Some(Status::Finished),
@@ -80,6 +95,7 @@ impl Encoder {
         // Writing to memory cannot fail.
         let _ = serde_json::to_writer((&mut self.buffer).writer(), content);
         self.buffer.put_u8(b'}');
+        self.text += content.len();
         self.close();
     }
 
@@ -103,11 +119,18 @@ impl Encoder {
         self.next - 1
     }
 
+    /// How much has been added since the last time.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        Size { entries: self.ends.len(), bytes: self.buffer.len(), text: self.text }
+    }
+
     /// What has been added since the last time.
     pub fn take(&mut self) -> Batch {
         Batch {
             bytes: self.buffer.split().freeze(),
             ends: std::mem::take(&mut self.ends),
+            text: std::mem::take(&mut self.text),
             ends_with: self.ends_with.take(),
         }
     }
@@ -126,7 +149,7 @@ pub struct Entry {
 pub fn entries(piece: &Bytes) -> Vec<Entry> {
     let mut found = Vec::new();
     let mut rest = &piece[..];
-    while let Some(end) = rest.windows(2).position(|two| two == b"\n\n") {
+    while let Some(end) = memchr::memmem::find(rest, b"\n\n") {
         let (event, behind) = rest.split_at(end);
         rest = behind.get(2..).unwrap_or_default();
         let mut lines = event.split(|byte| *byte == b'\n');

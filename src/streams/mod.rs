@@ -53,8 +53,27 @@ pub struct Batch {
     pub bytes: Bytes,
     /// The offset behind each entry.
     pub ends: Vec<usize>,
+    /// How many bytes of the answer's text they bring: so much more there will be in END.
+    pub text: usize,
     /// What the stream is after the last entry; only the last entry of a stream ends it.
     pub ends_with: Option<Status>,
+}
+
+/// How much entries are that are about to enter the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    pub entries: usize,
+    pub bytes: usize,
+    /// Of the answer's text.
+    pub text: usize,
+}
+
+/// The log's memory is used up by running streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream log is full")]
+pub struct LogFull {
+    /// The one that takes up most, which should end. `None`: room is about to come by itself.
+    pub largest: Option<StreamId>,
 }
 
 /// What an append came to.
@@ -90,7 +109,7 @@ pub struct State {
 /// Some entries from a cursor on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Slice {
-    /// Whole entries, in order; what entered together is one piece, unless the cursor lies inside it.
+    /// Whole entries, in order, many to a piece.
     pub pieces: Vec<Bytes>,
     /// The last entry in `pieces`; the cursor itself when there is none.
     pub last: Seq,
@@ -106,8 +125,20 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The primitives of a log. Implementations keep entries as they are given; they do not look into them.
 pub trait StreamLog: Send + Sync + fmt::Debug {
-    /// Creates a stream with its first entries.
-    fn create(&self, id: StreamId, owner: Owner, start: Batch) -> Pending<'_, Result<(), CreateError>>;
+    /// Creates a stream with its first entries. `held` is what it holds besides; see [`StreamLog::hold`].
+    fn create(&self, id: StreamId, owner: Owner, start: Batch, held: usize) -> Pending<'_, Result<(), CreateError>>;
+
+    /// Says how many bytes a running stream holds besides its entries and its text: a question that waits for an answer. They
+    /// count like entries.
+    fn hold(&self, _id: StreamId, _bytes: usize) {}
+
+    /// Whether a running stream may bring that much more. Ended streams give way for it.
+    ///
+    /// # Errors
+    /// There is no room now. It is best asked again in a moment, when the stream that is named has ended.
+    fn room_for(&self, _id: StreamId, _more: &Size) -> Result<(), LogFull> {
+        Ok(())
+    }
 
     /// Appends entries behind entry `behind`, if that is the last one and the stream runs. All of them or none.
     fn append(&self, id: StreamId, behind: Seq, batch: Batch) -> Pending<'_, Result<(), AppendError>>;

@@ -165,3 +165,17 @@ async fn at_its_natural_pace_it_takes_its_time() {
     app.chat(&json!({"message": "hello"})).await;
     assert!(started.elapsed() >= Duration::from_millis(500));
 }
+
+#[tokio::test]
+async fn an_answer_that_stops_at_its_limit_does_so_whatever_is_asked() {
+    let simulator = Simulator::start(Pace::Zero).await.unwrap();
+    for question in ["안녕하세요!", "hello", "Tell me of Busan"] {
+        let messages = json!([{"role": "user", "content": question}]);
+        let request = json!({"model": "sim-length", "stream": true, "messages": messages});
+        let (events, _) = stream(&simulator, request).await;
+        let reasons = events.iter().filter_map(|event| serde_json::from_str::<Value>(event).ok());
+        let reasons: Vec<_> =
+            reasons.filter_map(|e| Some(e["choices"][0]["finish_reason"].as_str()?.to_owned())).collect();
+        assert_eq!(reasons, ["length"], "{question}");
+    }
+}

@@ -177,3 +177,61 @@ async fn a_websocket_takes_the_place_of_its_connection() {
     drop(socket);
     eventually(async || app.get("/models").await.status == 200).await;
 }
+
+/// Begins to send a body of so many bytes, and stops short of its end.
+async fn hold_a_body(app: &TestApp, bearer: &str, bytes: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(app.address).await.unwrap();
+    let head = format!(
+        "PUT /conversations/c HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAuthorization: Bearer {bearer}\r\n\
+         Content-Length: {}\r\n\r\n",
+        app.address,
+        bytes + 1
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // What is refused early is not read to its end.
+    let _ = stream.write_all(&vec![b' '; bytes]).await;
+    stream
+}
+
+/// Of these bodies, those that are not refused, once one is; which one depends on what the service reads first.
+async fn without_the_refused_one(bodies: Vec<TcpStream>) -> Vec<TcpStream> {
+    let first = futures_util::future::select_all(bodies.iter().map(|body| Box::pin(body.readable())));
+    let (_, refused, _) = tokio::time::timeout(PATIENCE, first).await.expect("one is refused");
+    let mut rest = bodies;
+    let mut answer = vec![0; 4096];
+    let read = rest.remove(refused).read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
+    assert!(answer.starts_with("http/1.1 503 ") && answer.contains("retry-after: 1\r\n"), "{answer}");
+    assert!(answer.contains("\"overloaded\""), "{answer}");
+    rest
+}
+
+#[tokio::test]
+async fn bodies_that_are_being_read_share_their_room_and_nobody_has_more_than_a_quarter() {
+    const MIB: usize = 1024 * 1024;
+    let upstream = ScriptedUpstream::start().await;
+    let names = ["a1", "b2", "c3", "d4", "e5", "f6", "g7"];
+    let app = TestApp::start_with(&upstream.base_url, |config| {
+        config.limits.bodies_bytes = 16 * MIB;
+        let key = |name: &&str| ai_service::config::ApiKey::new(name, &format!("the-key-of-caller-{name}"));
+        config.access.keys = names.iter().map(key).collect();
+    })
+    .await;
+    let part = 2 * MIB + MIB / 2;
+    let hold = async |caller: &str| hold_a_body(&app, &format!("the-key-of-caller-{caller}"), part).await;
+    let mut held = Vec::new();
+    for caller in ["a1", "b2", "c3", "d4"] {
+        // Two are more than a quarter.
+        held.extend(without_the_refused_one(vec![hold(caller).await, hold(caller).await]).await);
+    }
+    assert_eq!(held.len(), 4);
+    // Three more are more than all of it.
+    let more = vec![hold("e5").await, hold("f6").await, hold("g7").await];
+    held.extend(without_the_refused_one(more).await);
+    // Small ones go on, and all of it comes back.
+    let caller = app.asked_by("the-key-of-caller-a1");
+    assert_eq!(caller.chat(&serde_json::json!({"message": "x"})).await.status, 200);
+    drop(held);
+    let large = serde_json::json!([{"role": "user", "content": "x".repeat(MIB - 1)}, {"role": "user", "content": "x".repeat(MIB)}]);
+    crate::support::eventually(async || caller.put("/conversations/c", &large).await.status.is_success()).await;
+}

@@ -197,6 +197,23 @@ fn beyond_loopback_it_warns_that_nothing_protects_it() {
 }
 
 #[test]
+fn signals_that_mean_something_else_end_nothing() {
+    let service = Running::start(&["--demo"], &[]);
+    for signal in ["-HUP", "-USR1", "-USR2"] {
+        service.signal(signal);
+        let port = service.port.to_string();
+        assert_eq!(run(&["healthcheck"], &[("PORT", &port)]).status.code(), Some(0), "{signal}");
+    }
+    service.signal("-QUIT");
+    let (code, rest) = service.end();
+    assert_eq!(code, Some(0), "an orderly end");
+    for signal in ["SIGHUP", "SIGUSR1", "SIGUSR2"] {
+        assert!(rest.contains(&format!("signal=\"{signal}\"")) && rest.contains("ignored"), "{rest}");
+    }
+    assert!(rest.contains("everything_finished=true"), "{rest}");
+}
+
+#[test]
 fn the_health_check_tells_a_running_service_from_none() {
     let service = Running::start(&["--demo"], &[]);
     let port = service.port.to_string();

@@ -663,3 +663,80 @@ async fn running_streams_are_bounded_and_ended_ones_give_way() {
     upstream.arrived(running.len() + 2).await;
     assert_eq!(app.chat(&question()).await.status, 200, "a whole answer needs no room");
 }
+
+/// A script of so many pieces of 10,000 bytes.
+fn long(pieces: usize) -> Script {
+    let piece = "x".repeat(10_000);
+    Script::chunked().role().pieces(&vec![piece.as_str(); pieces])
+}
+
+#[tokio::test]
+async fn when_the_log_is_full_the_largest_running_stream_ends_with_its_text_so_far() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.streams.max_bytes = 1 << 20).await;
+    upstream.then(long(30).hold().finish("stop").done().end());
+    let large = app.begin(&question()).await;
+    let mut reading = app.events(&large).await;
+    let mut seen = reading.take(31).await;
+    upstream.then(long(10).finish("stop").done().end());
+    let small = app.begin(&question()).await;
+    let events = app.events(&small).await.rest().await;
+    let end = &events.last().unwrap().data;
+    assert_eq!((end["type"].as_str(), end["full_content"].as_str().map(str::len)), (Some("END"), Some(100_000)));
+    seen.extend(reading.rest().await);
+    let end = &seen.last().unwrap().data;
+    let told = [&end["type"], &end["code"], &end["status"], &end["retryable"]];
+    assert_eq!(told, [&json!("ERROR"), &json!("stream_log_full"), &json!(503), &json!(true)]);
+    assert!(
+        end["partial"] == contents(&seen).concat(),
+        "its text so far: {} bytes of {}",
+        end["partial"].as_str().unwrap().len(),
+        contents(&seen).concat().len()
+    );
+    assert_eq!(contents(&seen).concat().len(), 300_000);
+}
+
+#[tokio::test]
+async fn a_stream_that_is_too_much_for_the_log_alone_ends_with_its_text_so_far() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.streams.max_bytes = 1 << 20).await;
+    upstream.then(long(60).finish("stop").done().end());
+    let id = app.begin(&question()).await;
+    let events = app.events(&id).await.rest().await;
+    let end = &events.last().unwrap().data;
+    assert_eq!(end["code"], "stream_log_full");
+    assert!(
+        end["partial"] == contents(&events).concat(),
+        "{} bytes of {}",
+        end["partial"].as_str().unwrap().len(),
+        contents(&events).concat().len()
+    );
+    assert!((250_000..=370_000).contains(&contents(&events).concat().len()), "{}", contents(&events).concat().len());
+    // Ended, it gives way.
+    app.begin(&question()).await;
+}
+
+#[tokio::test]
+async fn a_question_that_waits_counts_until_its_answer_begins() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_with(&upstream.base_url, |config| config.streams.max_bytes = 1 << 20).await;
+    let large = json!({"message": "x".repeat(200_000)});
+    for n in 1..=2 {
+        let answer = Script::chunked().role().piece("a").hold().finish("stop").done().end();
+        upstream.then([Play::Hold].into_iter().chain(answer));
+        app.begin(&large).await;
+        upstream.arrived(n).await;
+    }
+    let headers = [("content-type", "application/json")];
+    let refused = app.request(Method::POST, "/chat/stream", &headers, large.to_string().into_bytes()).await;
+    assert_eq!(refused.error(503).1, "stream_log_full");
+    app.begin(&question()).await;
+    // One of them is answered.
+    upstream.release();
+    crate::support::eventually(async || {
+        upstream.then([Play::Silence]);
+        let body = large.to_string().into_bytes();
+        app.request(Method::POST, "/chat/stream", &headers, body).await.status == 200
+    })
+    .await;
+}

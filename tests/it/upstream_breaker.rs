@@ -9,7 +9,7 @@ use crate::{
         Answer, Play, ScriptedUpstream, TestApp,
         upstream::{answer, response},
     },
-    upstream_keys::{asked_with, start_with_keys},
+    upstream_keys::{asked_with, give_keys, start_with_keys},
     upstream_retries::{SOON, ask, error, start_with},
 };
 
@@ -172,13 +172,66 @@ async fn a_breaker_that_opens_ends_the_retries() {
     let app = start_with(&upstream, |config| config.max_retries = 10).await;
     for _ in 0..4 {
         upstream.then_status(500, SOON, "{}");
+        assert_eq!(ask(&app).await.status, 200);
     }
     upstream.then_status(500, "retry-after: 4\r\n", "{}");
     let began = Instant::now();
     assert_eq!(ask(&app).await.error(502).1, "upstream_error", "what it was that failed");
     assert!(began.elapsed() < Duration::from_secs(3), "nothing to wait for: {:?}", began.elapsed());
     assert_eq!(ask(&app).await.error(503).1, "upstream_unavailable");
-    assert_eq!(upstream.seen().len(), 5);
+    assert_eq!(upstream.seen().len(), 9);
+}
+
+#[tokio::test]
+async fn a_question_counts_as_one_failure_however_often_it_is_asked_again() {
+    let upstream = ScriptedUpstream::start().await;
+    let app = start_with(&upstream, |config| config.max_retries = 2).await;
+    for asked in 1..=5 {
+        for _ in 0..3 {
+            upstream.then_status(500, SOON, "{}");
+        }
+        assert_eq!(ask(&app).await.error(502).1, "upstream_error", "{asked}");
+    }
+    assert_eq!(ask(&app).await.error(503).1, "upstream_unavailable");
+    // The fifth opened it, and was not asked again.
+    assert_eq!(upstream.seen().len(), 4 * 3 + 1);
+}
+
+#[tokio::test]
+async fn a_model_that_fails_keeps_nobody_from_other_models() {
+    for keys in [1, 3] {
+        let upstream = ScriptedUpstream::start().await;
+        let app = start_with(&upstream, |config| {
+            config.max_retries = 0;
+            give_keys(config, keys);
+        })
+        .await;
+        for model in ["bad-model", "another", "a-third"] {
+            let bad = json!({"message": "x", "model": model});
+            for _ in 0..5 * keys {
+                upstream.then_status(500, "", "{}");
+                assert_eq!(app.chat(&bad).await.error(502).1, "upstream_error", "{model}");
+                assert_eq!(ask(&app).await.status, 200, "{model}");
+            }
+            let asked = upstream.seen().len();
+            assert_eq!(app.chat(&bad).await.error(503).1, "upstream_unavailable", "{model}");
+            let events = app.chat_as_stream(&bad).await.rest().await;
+            assert_eq!(events.last().unwrap().data["code"], "upstream_unavailable", "{model}");
+            assert_eq!(upstream.seen().len(), asked);
+            assert_eq!(ask(&app).await.status, 200, "{model}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn having_no_connection_rests_a_key_for_every_model() {
+    let nobody = "http://127.0.0.1:1/v1".parse().unwrap();
+    let app = TestApp::start_with(&nobody, |config| config.upstream.max_retries = 0).await;
+    for n in 0..5 {
+        let question = json!({"message": "x", "model": format!("model-{n}")});
+        assert_eq!(app.chat(&question).await.error(502).1, "upstream_unreachable");
+    }
+    assert_eq!(app.chat(&json!({"message": "x", "model": "model-9"})).await.error(503).1, "upstream_unavailable");
 }
 
 #[tokio::test]

@@ -7,9 +7,11 @@
 //! |---|---|---|
 //! | 1 | is there room? | 503, `Retry-After` |
 //! | 2 | is the address let in? | 403 |
-//! | 3 | has it failed to authenticate too often? | 403, `Retry-After` |
-//! | 4 | who is it? | 401 |
-//! | 5 | has the caller requests left? | 429, `Retry-After` |
+//! | 3 | who is it? | 401; 403 and `Retry-After` where guesses came from that address too often |
+//! | 4 | has the caller requests left? | 429, `Retry-After` |
+//!
+//! Whoever is known passes, whatever others have done from the same address. Against guessing stands the length of keys;
+//! not listening to an address that guesses spares the log, and tells whoever runs a broken client.
 
 mod head;
 mod room;
@@ -17,6 +19,7 @@ mod rules;
 mod standing;
 
 pub(crate) use head::{Policy, is_short, policy};
+pub(crate) use room::HeldPlace;
 pub(crate) use rules::Rules;
 pub(crate) use standing::{names as standing_names, requests_quota, tokens_quota};
 
@@ -29,9 +32,10 @@ use std::{
 };
 
 use axum::{
-    http::Request,
+    http::{HeaderName, Request},
     response::{IntoResponse, Response},
 };
+use tokio::time::Instant;
 use tower::{Layer, Service};
 
 use crate::{
@@ -44,6 +48,9 @@ use crate::{
 use head::Head;
 use room::{Guarding, InFlight};
 use standing::tell;
+
+/// The header with which a request may be sent again.
+pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// What a caller waits when there is no room: others are answered meanwhile.
 const OVERLOADED_RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -104,6 +111,10 @@ pub(crate) enum Identity {
     TicketHolder(StreamId),
 }
 
+/// When whoever asked for a WebSocket is known no longer; in the request's extensions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expires(pub(crate) Instant);
+
 /// Who was told from others, and how many requests that leaves it.
 #[derive(Debug)]
 struct Pass {
@@ -130,15 +141,16 @@ impl GuardLayer {
             return Ok(None);
         }
         let key = AddressKey::of(address);
-        if let Some(left) = rules.failures.blocked(key) {
-            return Err(ApiError::AddressBlocked { retry_after: Some(left) });
-        }
         match self.identify(head, key) {
             Ok(who) => Ok(Some(who)),
-            Err(denied) => {
-                // Whoever brings nothing tries nothing out.
-                if denied == Denied::Invalid && rules.failures.count(key) {
-                    tracing::warn!(address = key.name(), "blocked for failing to authenticate too often");
+            // Whoever brings nothing, or what cannot be a guess, tries nothing out.
+            Err(Denied::Missing | Denied::Unusable) => Err(ApiError::Unauthorized),
+            Err(Denied::Invalid) => {
+                if let Some(left) = rules.failures.blocked(key) {
+                    return Err(ApiError::AddressBlocked { retry_after: Some(left) });
+                }
+                if rules.failures.count(key) {
+                    tracing::warn!(address = key.name(), "guesses from there are refused for a while");
                 }
                 Err(ApiError::Unauthorized)
             }
@@ -163,7 +175,8 @@ impl GuardLayer {
             },
             Policy::Stream => match (head.ticket(), head.stream) {
                 (Some(ticket), Some(id)) if rules.tickets.is_for(ticket, id) => Ok(Identity::TicketHolder(id)),
-                (Some(_), _) => Err(Denied::Invalid),
+                // Of 128 bits, and of no use once the stream is gone: nobody guesses one.
+                (Some(_), _) => Err(Denied::Unusable),
                 (None, _) => Err(Denied::Missing),
             },
             Policy::Public | Policy::Private => Err(Denied::Missing),
@@ -233,20 +246,38 @@ where
         if request.extensions().get::<Crowded>().is_some() {
             return Guarding::refused(ApiError::TooManyConnections { retry_after: OVERLOADED_RETRY_AFTER });
         }
-        let place = InFlight::enter(in_flight, rules.max_in_flight);
-        if place.is_none() && routes.at(request.uri().path()).map_or(true, |found| *found.value != Policy::Public) {
-            return Guarding::refused(ApiError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
+        let mut place = match request.uri().path() {
+            // Whoever watches the service keeps nobody from it.
+            "/" | "/health" => None,
+            path => match InFlight::enter(in_flight, rules.max_in_flight) {
+                None if routes.at(path).map_or(true, |found| *found.value != Policy::Public) => {
+                    return Guarding::refused(ApiError::Overloaded { retry_after: OVERLOADED_RETRY_AFTER });
+                }
+                place => place,
+            },
+        };
+        if request.uri().path() == "/chat" && request.headers().contains_key(IDEMPOTENCY_KEY) {
+            // The work may outlive the request, and then keeps its place.
+            place.take().into_iter().for_each(|place| drop(request.extensions_mut().insert(HeldPlace::new(place))));
         }
         if !rules.is_active {
             return Guarding::open(self.inner.call(request), place);
         }
         let head = Head::of(&request, routes);
         let read = head.read();
+        // Whatever else it asks, a request is over soon.
+        let is_socket = head.policy == Policy::Socket && !rules.is_open();
+        let expires_in =
+            is_socket.then(|| rules.authenticator.expires_in(head.authorization().next(), head.protocol_token()));
+        let expires_in = expires_in.flatten();
         let who = match self.guard.admit(&head, self.peer) {
             Ok(Some(who)) => who,
             Ok(None) => return Guarding::open(self.inner.call(request), place),
             Err(error) => return Guarding::refused(error),
         };
+        if let Some(left) = expires_in {
+            request.extensions_mut().insert(Expires(Instant::now() + left));
+        }
         request.extensions_mut().insert(who.clone());
         if !self.guard.counts(read) {
             return Guarding::open(self.inner.call(request), place);

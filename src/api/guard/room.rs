@@ -27,6 +27,17 @@ impl InFlight {
     }
 }
 
+/// A place that a request hands on to the task that works for it. In the request's extensions; free when the last clone is
+/// gone.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldPlace(#[expect(dead_code, reason = "it is there to be held")] Arc<InFlight>);
+
+impl HeldPlace {
+    pub(super) fn new(place: InFlight) -> Self {
+        Self(Arc::new(place))
+    }
+}
+
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);

@@ -93,7 +93,7 @@ fn on_threads_no_two_appends_come_behind_the_same_entry() {
     const ENTRIES: Seq = 200_000;
     let log = MemoryLog::new(limits(Duration::MAX));
     let id = begin(&log);
-    let batch = || Batch { bytes: Bytes::from_static(b"x"), ends: vec![1], ends_with: None };
+    let batch = || Batch { bytes: Bytes::from_static(b"x"), ends: vec![1], text: 0, ends_with: None };
     let append = || {
         let mut won = Vec::new();
         let mut behind = 1;
@@ -188,7 +188,7 @@ fn limits(ttl: Duration) -> MemoryLogLimits {
 
 fn begin(log: &MemoryLog) -> StreamId {
     let id = StreamId::random();
-    log.create_now(id, Owner::default(), one(0, &Event::Start { stream_id: id })).unwrap();
+    log.create_now(id, Owner::default(), one(0, &Event::Start { stream_id: id }), 0).unwrap();
     id
 }
 

@@ -59,8 +59,8 @@ impl SteppedLog {
 }
 
 impl StreamLog for SteppedLog {
-    fn create(&self, id: StreamId, owner: Owner, start: Batch) -> Pending<'_, Result<(), CreateError>> {
-        Box::pin(self.step(id, move |log| log.create(id, owner, start)))
+    fn create(&self, id: StreamId, owner: Owner, start: Batch, held: usize) -> Pending<'_, Result<(), CreateError>> {
+        Box::pin(self.step(id, move |log| log.create(id, owner, start, held)))
     }
 
     fn append(&self, id: StreamId, behind: Seq, batch: Batch) -> Pending<'_, Result<(), AppendError>> {

@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use super::{ALICE, KEYS};
+use super::{ALICE, KEYS, tokens::jwt};
 use crate::support::{ScriptedUpstream, TestApp};
 
 async fn start(pairs: &[(&str, &str)]) -> (ScriptedUpstream, TestApp) {
@@ -101,39 +101,105 @@ async fn blocked_addresses_get_403_on_every_route_and_a_good_key_does_not_help()
     }
 }
 
+/// Twenty guesses from that address, and one more.
+async fn guess(app: &TestApp, address: &str) {
+    for n in 0..20 {
+        let guess = if n % 2 == 0 { format!("Bearer guess-{n}") } else { "Basic x".to_owned() };
+        app.asked_with(&[("x-forwarded-for", address), ("authorization", &guess)]).get("/models").await.error(401);
+    }
+    let refused =
+        app.asked_with(&[("x-forwarded-for", address), ("authorization", "Bearer more")]).get("/models").await;
+    assert_eq!(refused.error(403).1, "address_blocked");
+    let wait: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((580..=600).contains(&wait), "{wait}");
+}
+
 #[tokio::test]
-async fn an_address_that_fails_twenty_times_is_not_listened_to_for_a_while() {
+async fn guesses_from_an_address_that_guessed_twenty_times_are_refused_for_a_while() {
     let (upstream, app) = start(&[("API_KEYS", KEYS), ("TRUSTED_PROXIES", "127.0.0.1")]).await;
-    let bearer = format!("Bearer {ALICE}");
-    let from = |address: &str, token: &str| app.asked_with(&[("x-forwarded-for", address), ("authorization", token)]);
     // Whoever brings nothing tries nothing out.
     for _ in 0..30 {
         assert_eq!(status(&app, &["203.0.113.7"], "/models").await, 401);
     }
-    for n in 0..20 {
-        from("203.0.113.7", &format!("Bearer guess-{n}")).get("/models").await.error(401);
-    }
-    let blocked = from("203.0.113.7", &bearer).post("/chat", &json!({"message": "x"})).await;
-    assert_eq!(blocked.error(403).1, "address_blocked");
-    let wait: u64 = blocked.header("retry-after").unwrap().parse().unwrap();
-    assert!((580..=600).contains(&wait), "{wait}");
-    assert!(upstream.seen().is_empty());
-    assert_eq!(from("203.0.113.7", "").get("/health").await.status, 200, "what is public stays so");
-    assert_eq!(from("203.0.113.8", &bearer).get("/models").await.status, 200, "others are not meant");
-    assert_eq!(app.asked_by(ALICE).get("/models").await.status, 200);
+    guess(&app, "203.0.113.7").await;
+    assert_eq!(status(&app, &["203.0.113.7"], "/models").await, 401);
+    assert_eq!(status(&app, &["203.0.113.7"], "/health").await, 200, "what is public stays so");
+    let other = app.asked_with(&[("x-forwarded-for", "203.0.113.8"), ("authorization", "Bearer guess")]);
+    other.get("/models").await.error(401);
+    assert!(upstream.seen().iter().all(|seen| seen.line.starts_with("GET")));
 
-    // Any of a network of IPv6, by header, ticket or protocol.
+    // Any of a network of IPv6.
     for n in 0..20 {
-        let caller = from(&format!("2001:db8::{n:x}"), if n % 2 == 0 { "Bearer guess" } else { "Basic x" });
-        caller.get("/models").await.error(401);
+        let caller = [("x-forwarded-for", &*format!("2001:db8::{n:x}")), ("authorization", "Bearer guess")];
+        app.asked_with(&caller).get("/models").await.error(401);
     }
-    from("2001:db8::ffff:1", &bearer).get("/models").await.error(403);
-    assert_eq!(from("2001:db8:0:1::1", &bearer).get("/models").await.status, 200);
+    let same = [("x-forwarded-for", "2001:db8::ffff:1"), ("authorization", "Bearer guess")];
+    app.asked_with(&same).get("/models").await.error(403);
+    let other = [("x-forwarded-for", "2001:db8:0:1::1"), ("authorization", "Bearer guess")];
+    app.asked_with(&other).get("/models").await.error(401);
+}
+
+#[tokio::test]
+async fn who_is_known_passes_whatever_others_have_done_from_the_same_address() {
+    const SECRET: &str = "a secret of at least thirty-two bytes";
+    let pairs = [("API_KEYS", KEYS), ("TRUSTED_PROXIES", "127.0.0.1"), ("JWT_SECRET", SECRET)];
+    let (_upstream, app) = start(&pairs).await;
+    guess(&app, "203.0.113.7").await;
+    let from_there = |token: &str| {
+        app.asked_with(&[("x-forwarded-for", "203.0.113.7"), ("authorization", &format!("Bearer {token}"))])
+    };
+    let alice = from_there(ALICE);
+    assert_eq!(alice.chat(&json!({"message": "x"})).await.status, 200);
+    assert_eq!(from_there(&jwt(SECRET, |_| {})).get("/models").await.status, 200);
+    let begun = alice.post("/chat/stream", &json!({"message": "x"})).await.json();
+    let with_ticket = begun["stream_url"].as_str().unwrap();
+    assert_eq!(status(&app, &["203.0.113.7"], with_ticket).await, 200);
+    let socket = |token: &str| {
+        app.asked_with(&[
+            ("x-forwarded-for", "203.0.113.7"),
+            ("sec-websocket-protocol", &format!("chat, bearer.{token}")),
+        ])
+    };
+    assert_ne!(socket(ALICE).get("/chat/ws").await.status, 403, "no WebSocket, but its caller is known");
+    socket("guess").get("/chat/ws").await.error(403);
+    from_there("guess").get("/models").await.error(403);
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_guess_never_counts_as_one() {
+    const SECRET: &str = "a secret of at least thirty-two bytes";
+    let pairs = [
+        ("API_KEYS", KEYS),
+        ("JWT_SECRET", SECRET),
+        ("JWT_AUDIENCE", "ai-service"),
+        ("JWT_ISSUER", "https://login.example"),
+    ];
+    let (_upstream, app) = start(&pairs).await;
+    let now = chrono::Utc::now().timestamp();
+    let unusable = [
+        jwt(SECRET, |claims| claims["exp"] = json!(now - 3600)),
+        jwt(SECRET, |claims| claims["nbf"] = json!(now + 3600)),
+        jwt(SECRET, |claims| claims["aud"] = json!("another")),
+        jwt(SECRET, |claims| claims["iss"] = json!("https://another.example")),
+        jwt(SECRET, |claims| drop(claims.as_object_mut().unwrap().remove("sub"))),
+    ];
+    for token in &unusable {
+        for _ in 0..30 {
+            app.asked_by(token).get("/models").await.error(401);
+        }
+    }
+    for n in 0..30 {
+        let path = format!("/chat/stream/3e458467-c21f-4429-a90d-e0d2f496e3b2?ticket=guess-{n}");
+        app.get(&path).await.error(401);
+    }
+    assert_eq!(app.asked_by(ALICE).get("/models").await.status, 200);
+    assert_eq!(app.asked_by(&jwt(SECRET, |_| {})).get("/models").await.status, 200);
+    // None of them was counted: twenty guesses are still needed.
     for _ in 0..20 {
-        let path = "/chat/stream/3e458467-c21f-4429-a90d-e0d2f496e3b2?ticket=guess";
-        assert_eq!(status(&app, &["203.0.113.10"], path).await, 401);
+        app.asked_by("guess").get("/models").await.error(401);
     }
-    from("203.0.113.10", &bearer).get("/models").await.error(403);
+    app.asked_by("guess").get("/models").await.error(403);
+    app.asked_by(&unusable[0]).get("/models").await.error(401);
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn no_secret_is_found_in_logs_refusals_documents_or_the_shown_configuratio
             let ticket = address.split_once("ticket=").unwrap().1;
             let id = begun["stream_id"].as_str().unwrap();
             alice.events(id).await.take(2).await;
-            elsewhere.get(&format!("/chat/stream/{id}?ticket=x{ticket}")).await.error(403);
+            elsewhere.get(&format!("/chat/stream/{id}?ticket=x{ticket}")).await.error(401);
             app.delete(address).await;
             alice.chat(&json!({"message": PROMPT, "conversation_id": "kept"})).await;
             assert_clean("the log", &log::text(), &[&token, ticket]);

@@ -124,3 +124,72 @@ async fn a_stream_that_is_read_takes_no_room_and_one_who_leaves_gives_his_back()
     }
     crate::support::eventually(async || service.alice.get("/models").await.status == 200).await;
 }
+
+/// A question with a key, whose caller leaves as soon as the upstream has it.
+async fn ask_and_leave(app: &TestApp, headers: &[(&'static str, &str)], key: &str, arrived: impl Future<Output = ()>) {
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut request = client.post(app.url("/chat")).header("content-type", "application/json");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let call = tokio::spawn(request.header("idempotency-key", key).body(question().to_string()).send());
+    arrived.await;
+    call.abort();
+    let _ = call.await;
+}
+
+#[tokio::test]
+async fn work_for_a_caller_who_left_holds_its_place_among_the_requests_in_flight() {
+    let service = Service::start_with(&[("MAX_REQUESTS_IN_FLIGHT", "3")]).await;
+    let (upstream, bearer) = (&service.upstream, format!("Bearer {}", super::ALICE));
+    for n in 1..=3 {
+        upstream.then([Play::Hold, Play::Send(response(200, "", &answer("x").to_string()))]);
+        ask_and_leave(&service.app, &[("authorization", &bearer)], &format!("key-{n}"), upstream.arrived(n)).await;
+    }
+    for caller in [&service.alice, &service.bob] {
+        assert_eq!(caller.chat(&question()).await.error(503).1, "overloaded");
+    }
+    assert_eq!(service.app.get("/health").await.status, 200);
+    let asked = upstream.seen().iter().filter(|seen| seen.line.starts_with("POST")).count();
+    assert_eq!(asked, 3, "and no more is asked for");
+    for _ in 0..3 {
+        upstream.release();
+    }
+    let again = async || {
+        let body = question().to_string().into_bytes();
+        let headers = [("content-type", "application/json"), ("idempotency-key", "key-3")];
+        service.alice.request(reqwest::Method::POST, "/chat", &headers, body).await
+    };
+    crate::support::eventually(async || again().await.header("idempotent-replayed") == Some("true")).await;
+    crate::support::eventually(async || service.bob.chat(&question()).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn work_for_a_caller_who_left_takes_one_of_the_callers_streams() {
+    let service = one_stream().await;
+    let (upstream, bearer) = (&service.upstream, format!("Bearer {}", super::ALICE));
+    upstream.then([Play::Hold, Play::Send(response(200, "", &answer("x").to_string()))]);
+    ask_and_leave(&service.app, &[("authorization", &bearer)], "key", upstream.arrived(1)).await;
+    let refused = async || service.alice.post("/chat/stream", &question()).await.status == 429;
+    crate::support::eventually(refused).await;
+    assert_eq!(service.bob.post("/chat/stream", &question()).await.status, 200, "others have their own");
+    upstream.release();
+    crate::support::eventually(async || service.alice.post("/chat/stream", &question()).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn asking_how_the_service_is_takes_no_place() {
+    let service = Service::start_with(&[("MAX_REQUESTS_IN_FLIGHT", "2")]).await;
+    // The list of models that it asks for hangs.
+    service.upstream.then([Play::Silence]);
+    let healths = futures_util::future::join_all((0..20).map(|_| service.app.get("/health")));
+    let chats = async {
+        service.upstream.arrived(1).await;
+        for _ in 0..5 {
+            assert_eq!(service.alice.chat(&question()).await.status, 200);
+            assert_eq!(service.app.get("/").await.status, 200);
+        }
+    };
+    let ((), healths) = tokio::join!(chats, healths);
+    assert!(healths.iter().all(|health| health.status == 200));
+}

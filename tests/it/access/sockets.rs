@@ -136,3 +136,36 @@ async fn reading_again_and_again_over_a_socket_is_a_storm_too() {
     assert_eq!(say(&mut socket, &again).await["code"], "rate_limited");
     service.alice.get(&format!("/chat/stream/{id}")).await.error(429);
 }
+
+#[tokio::test]
+async fn a_socket_ends_with_the_token_that_it_came_with() {
+    const SECRET: &str = "a secret of at least thirty-two bytes";
+    let service = Service::start_with(&[("JWT_SECRET", SECRET)]).await;
+    // With a minute's grace, a second and a half is left.
+    let exp = chrono::Utc::now().timestamp() - 58;
+    let token = super::tokens::jwt(SECRET, |claims| claims["exp"] = json!(exp));
+    let ways = [
+        ("authorization", format!("Bearer {token}")),
+        ("sec-websocket-protocol", format!("ai-service, bearer.{token}")),
+    ];
+    let mut sockets = Vec::new();
+    for (name, value) in &ways {
+        sockets.push(connect(&service.app, &[(*name, value)]).await.expect("it is good").0);
+    }
+    for mut socket in sockets {
+        let last = loop {
+            let reply = say(&mut socket, &json!({"type": "stop", "stream_id": UNKNOWN, "ref": "r"})).await;
+            if reply["code"] != "stream_not_found" {
+                break reply;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        };
+        assert_eq!(
+            (&last["type"], &last["code"], &last["ref"]),
+            (&json!("REJECTED"), &json!("unauthorized"), &json!("r"))
+        );
+        let closed = timeout(PATIENCE, socket.next()).await.expect("in time").expect("open").expect("whole");
+        let Message::Close(Some(frame)) = closed else { panic!("{closed:?}") };
+        assert_eq!(u16::from(frame.code), 1008);
+    }
+}

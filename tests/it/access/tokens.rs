@@ -133,3 +133,14 @@ async fn a_header_of_no_text_is_401() {
         assert!(answer.starts_with("HTTP/1.1 401 ") && answer.contains("www-authenticate: Bearer"), "{answer}");
     }
 }
+
+#[tokio::test]
+async fn a_caller_with_two_keys_is_one_caller_so_that_a_key_can_be_changed() {
+    let upstream = ScriptedUpstream::start().await;
+    let keys = [("API_KEYS", "alice:the-old-key-of-alice,alice:the-new-key-of-alice,bob:the-key-of-bob-itself")];
+    let app = TestApp::start_from(&upstream.base_url, &keys).await;
+    let (old, new) = (app.asked_by("the-old-key-of-alice"), app.asked_by("the-new-key-of-alice"));
+    old.chat(&json!({"message": "x", "conversation_id": "c"})).await;
+    assert_eq!(new.get("/conversations/c/messages").await.json().as_array().unwrap().len(), 2);
+    app.asked_by("the-key-of-bob-itself").get("/conversations/c").await.error(404);
+}

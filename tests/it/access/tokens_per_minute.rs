@@ -184,3 +184,24 @@ async fn the_same_request_again_reserves_nothing_and_a_refusal_is_not_kept() {
     service.bob.cancel(&id).await;
     assert_eq!(ask(&service.bob).await.status, 200, "the refusal is forgotten");
 }
+
+#[tokio::test]
+async fn what_has_no_tokens_left_is_refused_before_its_prompt_is_counted() {
+    let service = limited().await;
+    let alice = &service.alice;
+    assert_eq!(alice.chat(&chat(500)).await.status, 200, "and the vocabulary is there");
+    service.upstream.then([Play::Silence]);
+    alice.begin(&chat(900)).await;
+    // A prompt that takes long to count, in a build for tests some seconds.
+    let long = json!({"message": "가나다 라마바 ".repeat(60_000), "max_tokens": 900});
+    let began = std::time::Instant::now();
+    for _ in 0..5 {
+        let refused = alice.chat(&long).await;
+        assert_eq!(refused.error(429).1, "rate_limited");
+        assert!(refused.header("retry-after").is_some());
+    }
+    let refusing = began.elapsed();
+    let began = std::time::Instant::now();
+    service.bob.chat(&long).await;
+    assert!(refusing < began.elapsed(), "five refusals take {refusing:?}, counting once {:?}", began.elapsed());
+}

@@ -1,5 +1,6 @@
 //! What goes wrong around a database: the binary itself, on a file that something has happened to.
 
+mod backup;
 mod damaged;
 mod disk_full;
 mod killed;

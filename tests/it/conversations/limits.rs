@@ -7,7 +7,7 @@ use crate::{
     support::{
         Answer, ScriptedUpstream,
         database::{TestDatabase, on_every_database},
-        events::{Script, contents},
+        events::Script,
         upstream::answer,
     },
 };
@@ -15,7 +15,8 @@ use crate::{
 on_every_database!(
     a_conversation_has_at_most_ten_thousand_messages,
     a_message_has_at_most_a_mebibyte,
-    an_answer_too_large_to_keep_is_an_error,
+    an_answer_may_be_as_long_as_the_conversation_has_room_for,
+    an_answer_that_has_no_room_reaches_its_caller,
     a_conversation_has_at_most_sixteen_mebibytes,
 );
 
@@ -95,22 +96,41 @@ async fn a_message_has_at_most_a_mebibyte(database: &TestDatabase) {
     }
 }
 
-async fn an_answer_too_large_to_keep_is_an_error(database: &TestDatabase) {
+async fn an_answer_may_be_as_long_as_the_conversation_has_room_for(database: &TestDatabase) {
     let upstream = ScriptedUpstream::start().await;
     let app = database.app(&upstream).await;
     let half = "y".repeat(MIB / 2);
-    upstream.then_json(&answer(&half.repeat(3)));
-    let (detail, code) = ask(&app, "c", "x").await.error(413);
-    assert!(detail.as_str().unwrap().contains("at most 1048576 bytes"), "{detail}");
-    assert_eq!(code, "message_too_large");
+    let long = half.repeat(3);
+    upstream.then_json(&answer(&long));
+    let answered = ask(&app, "c", "x").await;
+    assert!(answered.status == 200 && answered.json()["response"] == long.as_str());
 
     upstream.then(Script::answer(&[&half, &half, &half]));
     let events = app.chat_as_stream(&json!({"message": "x", "conversation_id": "c"})).await.rest().await;
     let last = &events.last().unwrap().data;
-    assert_eq!((&last["type"], &last["code"]), (&json!("ERROR"), &json!("message_too_large")));
-    assert_eq!((&last["status"], &last["retryable"]), (&json!(413), &json!(false)));
-    assert!(last["partial"] == half.repeat(3).as_str() && contents(&events).concat() == half.repeat(3));
-    assert_none(&app, "c").await;
+    assert!(last["type"] == "END" && last["full_content"] == long.as_str());
+    let stored = messages(&app, "c").await;
+    assert!(stored.len() == 4 && stored[1]["content"] == long.as_str() && stored[3]["content"] == long.as_str());
+    // What was stored can be saved again.
+    assert_eq!(app.put("/conversations/d", &json!(stored)).await.status, 201);
+}
+
+async fn an_answer_that_has_no_room_reaches_its_caller(database: &TestDatabase) {
+    let upstream = ScriptedUpstream::start().await;
+    let app = database.app(&upstream).await;
+    let almost: Vec<_> = (0..15).map(|_| message(&"z".repeat(MIB))).collect();
+    assert_eq!(app.put("/conversations/c", &json!(almost)).await.status, 201);
+    let half = "y".repeat(MIB / 2);
+    let long = half.repeat(3);
+    upstream.then_json(&answer(&long));
+    let answered = ask(&app, "c", "x").await;
+    assert!(answered.status == 200 && answered.json()["response"] == long.as_str());
+    // A stream can also say that it was not stored.
+    upstream.then(Script::answer(&[&half, &half, &half]));
+    let events = app.chat_as_stream(&json!({"message": "x", "conversation_id": "c"})).await.rest().await;
+    let last = &events.last().unwrap().data;
+    assert!(last["code"] == "conversation_full" && last["partial"] == long.as_str());
+    assert_eq!(messages(&app, "c").await.len(), 15, "a turn is stored as a whole or not at all");
 }
 
 async fn a_conversation_has_at_most_sixteen_mebibytes(database: &TestDatabase) {

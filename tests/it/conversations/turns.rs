@@ -9,6 +9,7 @@ use crate::{
     support::{
         Play, ScriptedUpstream, TestApp, assert_timestamp,
         database::{TestDatabase, on_every_database},
+        events::Script,
         upstream::{answer, response},
     },
 };
@@ -23,6 +24,8 @@ on_every_database!(
     a_caller_with_a_key_who_leaves_finds_the_turn_stored,
     an_empty_history_is_none,
     absurd_costs_do_not_break_a_conversation,
+    what_is_removed_while_an_answer_runs_stays_removed,
+    what_is_not_there_yet_cannot_be_removed,
 );
 
 async fn a_turn_is_stored_and_stands_before_the_next(database: &TestDatabase) {
@@ -191,4 +194,56 @@ async fn absurd_costs_do_not_break_a_conversation(database: &TestDatabase) {
     }
     assert_eq!(messages(&app, "c").await.len(), 6);
     assert!(app.get("/conversations/c/summary").await.json()["total_tokens"].as_u64() > Some(1));
+}
+
+/// The conversation is removed, or cleared, while a whole answer and a stream for it run.
+async fn what_is_removed_while_an_answer_runs_stays_removed(database: &TestDatabase) {
+    let upstream = ScriptedUpstream::start().await;
+    let app = database.app(&upstream).await;
+    for path in ["/conversations/c", "/conversations/c/messages"] {
+        for stream in [false, true] {
+            ask(&app, "c", "before").await;
+            let asked = upstream.seen().len();
+            let (removing, answering) = (app.delete(path), async {
+                let body = json!({"message": "x", "conversation_id": "c"});
+                if stream {
+                    upstream.then(Script::chunked().role().piece("late").hold().finish("stop").done().end());
+                    let events = app.chat_as_stream(&body).await.rest().await;
+                    assert_eq!(events.last().unwrap().data["full_content"], "late", "its reader gets it");
+                } else {
+                    upstream.then([Play::Hold, Play::Send(response(200, "", &answer("late").to_string()))]);
+                    assert_eq!(app.chat(&body).await.json()["response"], "late");
+                }
+            });
+            let removing = async {
+                upstream.arrived(asked + 1).await;
+                assert_eq!(removing.await.status, 200);
+                upstream.release();
+            };
+            tokio::join!(answering, removing);
+            if path.ends_with("messages") {
+                assert_eq!(messages(&app, "c").await, Vec::<Value>::new());
+            } else {
+                assert_none(&app, "c").await;
+            }
+            // What comes after it is stored as ever.
+            ask(&app, "c", "after").await;
+            assert_eq!(messages(&app, "c").await.len(), 2);
+            app.delete("/conversations/c").await;
+        }
+    }
+}
+
+async fn what_is_not_there_yet_cannot_be_removed(database: &TestDatabase) {
+    let upstream = ScriptedUpstream::start().await;
+    let app = database.app(&upstream).await;
+    upstream.then([Play::Hold, Play::Send(response(200, "", &answer("first").to_string()))]);
+    let removing = async {
+        upstream.arrived(1).await;
+        app.delete("/conversations/new").await.error(404);
+        upstream.release();
+    };
+    let (answered, ()) = tokio::join!(ask(&app, "new", "x"), removing);
+    assert_eq!(answered.status, 200);
+    assert_eq!(messages(&app, "new").await.len(), 2);
 }

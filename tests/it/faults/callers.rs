@@ -30,7 +30,12 @@ pub const ROWS: &[Row] = &[
     shown(
         "C4",
         "A caller leaves before it hears the stream's address",
-        &["a_stream_begun_twice_is_one_stream", "a_caller_who_leaves_and_comes_back_finds_the_answer"],
+        &[
+            "a_stream_begun_twice_is_one_stream",
+            "a_caller_who_leaves_and_comes_back_finds_the_answer",
+            "work_for_a_caller_who_left_holds_its_place_among_the_requests_in_flight",
+            "work_for_a_caller_who_left_takes_one_of_the_callers_streams",
+        ],
     ),
     shown(
         "C5",
@@ -98,7 +103,14 @@ pub const ROWS: &[Row] = &[
     shown(
         "C14",
         "The same request twice, or a hundred times at once",
-        &["a_hundred_at_once_are_one_upstream_call_and_one_answer", "a_stream_begun_twice_is_one_stream"],
+        &[
+            "a_hundred_at_once_are_one_upstream_call_and_one_answer",
+            "a_stream_begun_twice_is_one_stream",
+            "the_key_of_a_stream_that_failed_begins_a_new_one",
+            "the_key_of_a_stream_that_is_gone_begins_a_new_one",
+            "ten_thousand_failures_of_one_caller_push_out_nobodys_answer",
+            "what_is_counted_is_what_is_kept_in_every_order",
+        ],
     ),
     shown(
         "C15",

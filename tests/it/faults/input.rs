@@ -311,6 +311,7 @@ pub const ACCESS: &[Row] = &[
             "a_ticket_opens_its_stream_and_nothing_else",
             "a_ticket_is_worth_nothing_when_its_stream_is_gone_or_the_service_began_anew",
             "a_ticket_is_for_one_stream_of_one_process",
+            "what_cannot_be_a_guess_never_counts_as_one",
         ],
     ),
     shown(
@@ -367,6 +368,7 @@ pub const ACCESS: &[Row] = &[
             "a_burst_is_answered_then_429_and_after_the_time_that_was_told_again",
             "one_more_than_may_run_is_refused_and_others_are_not",
             "what_was_told_to_wait_is_enough",
+            "what_has_no_tokens_left_is_refused_before_its_prompt_is_counted",
         ],
     ),
     noted(
@@ -407,4 +409,17 @@ pub const ACCESS: &[Row] = &[
         "No metrics yet; lines of the log name the route that matched",
     ),
     shown("92", "The documents are there for everybody", &["without_documents_there_is_no_sign_of_them"]),
+    shown(
+        "93",
+        "A neighbour who guesses",
+        &[
+            "guesses_from_an_address_that_guessed_twenty_times_are_refused_for_a_while",
+            "who_is_known_passes_whatever_others_have_done_from_the_same_address",
+        ],
+    ),
+    shown(
+        "94",
+        "A token that expires while its WebSocket is open",
+        &["a_socket_ends_with_the_token_that_it_came_with"],
+    ),
 ];

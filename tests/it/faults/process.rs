@@ -99,6 +99,11 @@ pub const ROWS: &[Row] = &[
         &[
             "running_streams_are_bounded_and_ended_ones_give_way",
             "ended_streams_expire_and_give_way_and_running_ones_do_neither",
+            "when_the_log_is_full_the_largest_running_stream_ends_with_its_text_so_far",
+            "a_stream_that_is_too_much_for_the_log_alone_ends_with_its_text_so_far",
+            "a_question_that_waits_counts_until_its_answer_begins",
+            "what_is_counted_is_there_as_long_as_the_stream_and_no_longer",
+            "who_never_reads_to_the_end_keeps_an_ended_stream_for_a_moment_only",
         ],
     ),
     noted(
@@ -113,6 +118,10 @@ pub const ROWS: &[Row] = &[
         &[
             "beyond_the_room_there_is_503_at_once_and_what_is_public_still_answers",
             "a_place_is_free_again_when_it_is_dropped_and_one_too_many_takes_none",
+            "asking_how_the_service_is_takes_no_place",
+            "bodies_that_are_being_read_share_their_room_and_nobody_has_more_than_a_quarter",
+            "no_more_counts_run_at_once_than_processors_and_whoever_left_keeps_the_turn",
+            "small_writes_wait_for_one_large_one_at_most_and_those_of_one_conversation_stay_in_order",
         ],
     ),
     noted(
@@ -164,4 +173,10 @@ pub const ROWS: &[Row] = &[
             "more_connections_than_open_files_allow_are_warned_of_and_others_are_named",
         ],
     ),
+    shown(
+        "P24",
+        "A copy of the database while turns are stored",
+        &["a_copy_made_while_turns_are_stored_has_all_that_was_acknowledged_before", "what_cannot_be_copied_is_said"],
+    ),
+    shown("P25", "Signals that mean something else", &["signals_that_mean_something_else_end_nothing"]),
 ];

@@ -177,6 +177,9 @@ pub const ROWS: &[Row] = &[
             "an_upstream_that_fails_too_often_is_not_asked_and_callers_are_told_within_5_milliseconds",
             "one_probe_is_let_through_and_its_success_lets_everybody_through",
             "every_kind_of_outage_counts_and_no_refusal_does",
+            "a_model_that_fails_keeps_nobody_from_other_models",
+            "having_no_connection_rests_a_key_for_every_model",
+            "a_question_counts_as_one_failure_however_often_it_is_asked_again",
         ],
     ),
     noted(

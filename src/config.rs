@@ -91,6 +91,7 @@ impl Config {
     /// All problems at once.
     pub fn from_variables(variables: &Variables, demo: bool) -> Result<Self, ConfigError> {
         let mut read = Reader::new(variables);
+        read.check_proxies();
         let config = Self {
             listen: read.listen(),
             upstream: Upstream {
@@ -198,7 +199,7 @@ mod tests {
         let config = config(&[]).unwrap();
         assert_eq!(config.listen, Listen { host: "0.0.0.0".into(), port: 8000 });
         assert_eq!(config.upstream.base_url.as_str(), OPENAI_BASE_URL);
-        let defaults = Defaults { model: "gpt-3.5-turbo".into(), temperature: 0.7, max_tokens: 2000 };
+        let defaults = Defaults { model: "gpt-3.5-turbo".into(), temperature: Some(0.7), max_tokens: 2000 };
         assert_eq!(config.defaults, defaults);
         let Timeouts { connect, first_token, idle, total, whole, models } = config.upstream.timeouts;
         let seconds = [connect, first_token, idle, total, whole, models].map(|time| time.as_secs());
@@ -387,10 +388,48 @@ mod tests {
             let Config { listen, defaults, cors, log, limits, streams, conversations, upstream, access, rate_limits } =
                 c;
             let (outer, inner) = ((listen, defaults, cors, log, limits), (streams, conversations, access, rate_limits));
-            format!("{outer:?} {inner:?} {:?}", (upstream.max_retries, upstream.timeouts))
+            // Whoever sets the time of an answer sets it for whole ones, too; the example shows that of streams.
+            let timeouts = Timeouts { whole: Timeouts::default().whole, ..upstream.timeouts };
+            format!("{outer:?} {inner:?} {:?}", (upstream.max_retries, timeouts))
         };
         assert_eq!(settings(&from_example), settings(&from_nothing));
         assert_eq!(from_example.upstream.base_url, from_nothing.upstream.base_url);
+    }
+
+    #[test]
+    fn a_whole_answer_has_600_seconds_or_what_is_set_for_every_answer() {
+        let timeouts = |pairs: &[(&str, &str)]| config(pairs).unwrap().upstream.timeouts;
+        let seconds = |timeouts: Timeouts| (timeouts.whole.as_secs(), timeouts.total.as_secs());
+        assert_eq!(seconds(timeouts(&[])), (600, 900));
+        assert_eq!(seconds(timeouts(&[("UPSTREAM_TOTAL_TIMEOUT_SECONDS", " ")])), (600, 900));
+        assert_eq!(seconds(timeouts(&[("UPSTREAM_TOTAL_TIMEOUT_SECONDS", "1800")])), (1800, 1800));
+    }
+
+    #[test]
+    fn an_address_that_names_the_route_is_refused_with_what_to_give_instead() {
+        for path in ["/v1/chat/completions", "/v1/chat/completions/"] {
+            let error = config(&[("OPENAI_BASE_URL", &format!("http://llm.example{path}"))]).unwrap_err().to_string();
+            assert!(error.contains("give what stands before it"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_names_no_proxy_is_a_mistake_and_not_ignored() {
+        for value in ["::::", "http://", "http://user:canary@:x"] {
+            let error = config(&[("HTTPS_PROXY", value)]).unwrap_err().to_string();
+            assert!(error.contains("HTTPS_PROXY") && !error.contains("canary"), "{error}");
+        }
+        for value in ["http://proxy:3128", "proxy:3128", "socks5://user:word@10.0.0.1:1080", " "] {
+            config(&[("http_proxy", value)]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_temperature_may_be_left_to_the_model() {
+        let temperature =
+            |value: &str| config(&[("DEFAULT_TEMPERATURE", value)]).map(|config| config.defaults.temperature);
+        assert_eq!((temperature("none").unwrap(), temperature("1").unwrap()), (None, Some(1.0)));
+        assert!(temperature("nothing").is_err());
     }
 
     #[test]

@@ -26,6 +26,9 @@ pub const TOKENS_PER_MESSAGE: usize = 4;
 /// length. A cut costs a token at most.
 const PIECE_BYTES: usize = 4096;
 
+/// Longer texts than this are estimated from samples of about as many bytes.
+const MAX_EXACT_BYTES: usize = 512 * 1024;
+
 /// Most counts that are remembered.
 const MAX_REMEMBERED: usize = 100_000;
 
@@ -154,6 +157,24 @@ impl TokenCounter {
     }
 }
 
+impl TokenCounter {
+    /// The tokens of `text`, for bills: a very long one is counted in samples, so that it takes no longer than others.
+    #[must_use]
+    pub fn estimate(&self, vocabulary: Vocabulary, text: &str) -> usize {
+        if text.len() <= MAX_EXACT_BYTES {
+            return self.count(vocabulary, text);
+        }
+        let encoder = vocabulary.encoder();
+        let stride = text.len().div_ceil(MAX_EXACT_BYTES);
+        let (mut bytes, mut tokens) = (0, 0);
+        for piece in pieces(text).step_by(stride) {
+            bytes += piece.len();
+            tokens += encoder.count_ordinary(piece);
+        }
+        tokens.saturating_mul(text.len()) / bytes.max(1)
+    }
+}
+
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -188,6 +209,18 @@ mod tests {
         let korean = "안녕하세요, 무엇을 도와드릴까요?";
         let [old, new] = ["gpt-4", "gpt-4o"].map(|model| counter.count(Vocabulary::of(model), korean));
         assert!(new < old && old <= korean.len(), "{new} {old}");
+    }
+
+    #[test]
+    fn a_very_long_text_is_estimated_within_5_percent() {
+        let counter = TokenCounter::default();
+        for text in
+            ["안녕하세요, 부산의 날씨입니다. ".repeat(40_000), "It is sunny in Busan today, isn't it? ".repeat(40_000)]
+        {
+            let [exact, estimated] =
+                [TokenCounter::count, TokenCounter::estimate].map(|count| count(&counter, Vocabulary::O200k, &text));
+            assert!(exact.abs_diff(estimated) * 20 <= exact, "{estimated} of {exact}");
+        }
     }
 
     #[test]

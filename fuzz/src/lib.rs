@@ -43,16 +43,22 @@ pub fn pieces<'a>(cuts: &[u8], unit: usize, stream: &'a [u8]) -> Vec<&'a [u8]> {
 pub fn decode(pieces: &[&[u8]]) -> Decoded {
     let mut decoder = Decoder::default();
     let mut events = Vec::new();
-    let mut feed = |piece: &&[u8]| decoder.feed(piece, |event| events.push((event.name.into(), event.data.into())));
+    let mut feed = |piece: &&[u8]| decoder.feed(piece, |event| {
+        // JSON without a field is told beyond the standard.
+        if !event.is_loose {
+            events.push((event.name.into(), event.data.into()));
+        }
+    });
     let result = pieces.iter().try_for_each(&mut feed);
     (events, result)
 }
 
-/// The standard read literally, on the whole stream at once, with the limits that the decoder's documentation states.
+/// The standard read literally, on the whole stream at once, with the limits and the field `error` that the decoder's
+/// documentation states.
 #[must_use]
 pub fn naive(stream: &[u8]) -> Decoded {
     let mut events = Vec::new();
-    let (mut name, mut data) = (String::new(), None::<String>);
+    let (mut name, mut data, mut error) = (String::new(), None::<String>, String::new());
     let lines = lines(stream);
     for (index, raw) in lines.iter().enumerate() {
         if raw.len() > MAX_LINE_BYTES {
@@ -67,6 +73,9 @@ pub fn naive(stream: &[u8]) -> Decoded {
         if line.is_empty() {
             let name = std::mem::take(&mut name);
             events.extend(data.take().map(|data| (name, data)));
+            if !error.is_empty() {
+                events.push(("error".to_owned(), std::mem::take(&mut error)));
+            }
             continue;
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
@@ -80,6 +89,7 @@ pub fn naive(stream: &[u8]) -> Decoded {
                 data = Some(longer);
             }
             "event" => value.clone_into(&mut name),
+            "error" => error.push_str(value),
             _ => {}
         }
     }

@@ -297,7 +297,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Unreachable(_) => (StatusCode::BAD_GATEWAY, "upstream_unreachable"),
         UpstreamError::Interrupted => (StatusCode::BAD_GATEWAY, "upstream_reset"),
         UpstreamError::Truncated => (StatusCode::BAD_GATEWAY, "upstream_truncated"),
-        UpstreamError::Protocol(_) => (StatusCode::BAD_GATEWAY, "upstream_protocol"),
+        UpstreamError::Protocol(_) | UpstreamError::Unusable(_) => (StatusCode::BAD_GATEWAY, "upstream_protocol"),
         UpstreamError::TooLarge { .. } => (StatusCode::BAD_GATEWAY, "upstream_too_large"),
         UpstreamError::Empty { .. } => (StatusCode::BAD_GATEWAY, "upstream_empty"),
         UpstreamError::Timeout { stage: Stage::Idle, .. } => (StatusCode::GATEWAY_TIMEOUT, "upstream_stalled"),
@@ -305,7 +305,7 @@ fn upstream_kind(error: &UpstreamError) -> (StatusCode, &'static str) {
         UpstreamError::Timeout { .. } | UpstreamError::Server { status: 408 | 504, .. } => {
             (StatusCode::GATEWAY_TIMEOUT, "upstream_timeout")
         }
-        UpstreamError::Server { .. } => (StatusCode::BAD_GATEWAY, "upstream_error"),
+        UpstreamError::Server { .. } | UpstreamError::Failed(_) => (StatusCode::BAD_GATEWAY, "upstream_error"),
     }
 }
 
@@ -317,7 +317,10 @@ pub(crate) fn describe(cause: Cause<'_>) -> Failure {
     };
     let retryable = match cause {
         Cause::Upstream(
-            UpstreamError::QuotaExceeded | UpstreamError::Unauthorized | UpstreamError::TooLarge { .. },
+            UpstreamError::QuotaExceeded
+            | UpstreamError::Unauthorized
+            | UpstreamError::TooLarge { .. }
+            | UpstreamError::Unusable(_),
         ) => false,
         _ => status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS,
     };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Mutex, time::Instant};
 use tokio_util::task::TaskTracker;
 
-use crate::openai::{Client, Model, UpstreamError};
+use crate::openai::{Client, Model, ModelList, UpstreamError};
 
 /// A model as the service lists it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +59,16 @@ struct State {
     checked: Option<(Instant, Result<(), UpstreamError>)>,
     /// The last good list, kept while the upstream cannot be asked.
     models: Option<Arc<[ListedModel]>>,
+    /// The log knows that the list cannot be had, though chats may work.
+    has_told: bool,
+}
+
+impl State {
+    fn tell_once(&mut self, what: &'static str) {
+        if !std::mem::replace(&mut self.has_told, true) {
+            tracing::warn!("{what}");
+        }
+    }
 }
 
 impl ModelCatalog {
@@ -70,7 +80,7 @@ impl ModelCatalog {
         Self { client, tasks, state: Arc::default() }
     }
 
-    /// Whether the upstream answers our key.
+    /// Whether the upstream answers our key: whether chats can work, not whether one list can be read.
     ///
     /// # Errors
     /// Why it does not.
@@ -97,14 +107,29 @@ impl ModelCatalog {
         let client = Arc::clone(&self.client);
         // On a task of its own, so that a caller who leaves does not stop the question and let the next one ask again.
         let asking = self.tasks.spawn(async move {
-            let answer = client.models().await;
-            if let Ok(models) = &answer {
-                state.models = Some(chat_models(models));
-            }
-            if let Err(error) = &answer {
-                tracing::warn!(%error, "the upstream cannot be asked for its models");
-            }
-            let outcome = answer.map(|_| ());
+            let outcome = match client.models().await {
+                Ok(ModelList::Listed(models)) => {
+                    state.models = Some(chat_models(&models));
+                    state.has_told = false;
+                    Ok(())
+                }
+                Ok(ModelList::NotAllowed) => {
+                    state.tell_once("the upstream's key may not list models; that says nothing about chats");
+                    Ok(())
+                }
+                // There is no list, and there are chats: that is what the question was about.
+                Err(UpstreamError::Unusable(_) | UpstreamError::Protocol(_) | UpstreamError::InvalidRequest(_))
+                    if client.chats_work() =>
+                {
+                    state.tell_once("the upstream gives no list of models, though it answers chats");
+                    Ok(())
+                }
+                Err(error) => {
+                    let reason = error.in_own_words();
+                    tracing::warn!(reason, "the upstream cannot be asked for its models");
+                    Err(error)
+                }
+            };
             state.checked = Some((Instant::now(), outcome.clone()));
             (outcome, state.models.clone())
         });

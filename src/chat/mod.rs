@@ -30,7 +30,7 @@ use crate::{
     ids::{ConversationId, Owner, StreamId},
     limits::Slot,
     message::{Message, Role, Usage},
-    openai::{Answer, Client, Completion, UpstreamError},
+    openai::{Answer, Client, Completion, UpstreamError, Wish},
     streams::CreateError,
     tokens::TokenCounter,
 };
@@ -169,23 +169,34 @@ impl OpenAiService {
     /// The upstream gave no complete answer, or the caller is over a limit.
     pub async fn chat_with_history(&self, caller: &Caller, request: ChatRequest) -> Result<ChatAnswer, ChatError> {
         let model = self.model_for(&request).to_owned();
-        let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
-        let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
-        let messages = messages(request);
+        let (temperature, max_tokens) = self.wishes(&request);
+        let messages = Arc::new(messages(request));
         let completion = Completion { model: &model, messages: &messages, temperature, max_tokens };
-        let answer = self.ask(caller, &completion).await?;
+        let answer = self.ask(caller, &completion, &messages).await?;
         Ok(ChatAnswer { text: answer.text, usage: answer.usage, model })
     }
 
-    /// Asks the upstream at the caller's expense.
-    async fn ask(&self, caller: &Caller, completion: &Completion<'_>) -> Result<Answer, ChatError> {
-        let Completion { model, messages, max_tokens, .. } = *completion;
-        let mut bill = self.0.metering.open(caller, model, messages, max_tokens).await?;
+    /// What the caller wants of the answer, or else this service.
+    fn wishes(&self, request: &ChatRequest) -> (Option<Wish<f64>>, Wish<u32>) {
+        let Defaults { temperature, max_tokens, .. } = self.0.defaults;
+        let temperature = request.temperature.map(Wish::Callers).or(temperature.map(Wish::Ours));
+        (temperature, Wish::or(request.max_tokens, max_tokens))
+    }
+
+    /// Asks the upstream at the caller's expense. `messages` are the completion's.
+    async fn ask(
+        &self,
+        caller: &Caller,
+        completion: &Completion<'_>,
+        messages: &Arc<Vec<Message>>,
+    ) -> Result<Answer, ChatError> {
+        let max_tokens = completion.max_tokens.value();
+        let mut bill = self.0.metering.open(caller, completion.model, messages, max_tokens).await?;
         bill.is_asked();
-        let answered = self.0.client.complete(completion).await;
+        let answered = self.0.client.complete(completion, &mut bill.cost).await;
         match &answered {
-            Ok(answer) => bill.settle(Outcome::Done, answer.usage, &answer.text).await,
-            Err(_) => bill.settle(Outcome::Failed, None, "").await,
+            Ok(answer) => bill.settle(Outcome::Done, &answer.text).await,
+            Err(_) => bill.settle(Outcome::Failed, "").await,
         }
         Ok(answered?)
     }
@@ -230,10 +241,9 @@ impl OpenAiService {
     ) -> Result<Beginning, OverLimit> {
         let slot = self.0.metering.slot(caller)?;
         let model = self.model_for(&request).to_owned();
-        let temperature = request.temperature.unwrap_or(self.0.defaults.temperature);
-        let max_tokens = request.max_tokens.unwrap_or(self.0.defaults.max_tokens);
-        let messages = messages(request);
-        let bill = self.0.metering.open(caller, &model, &messages, max_tokens).await?;
+        let (temperature, max_tokens) = self.wishes(&request);
+        let messages = Arc::new(messages(request));
+        let bill = self.0.metering.open(caller, &model, &messages, max_tokens.value()).await?;
         let owner = caller.owner.clone();
         let (keeping, bill) = (None, Some(bill.with(slot)));
         Ok(Beginning { owner, on_disconnect, model, messages, temperature, max_tokens, keeping, bill })
@@ -262,9 +272,9 @@ impl OpenAiService {
     /// # Errors
     /// The caller is over a limit: a title costs what any answer does.
     pub async fn generate_title(&self, caller: &Caller, conversation: &[Message]) -> Result<String, OverLimit> {
-        let question = title::question(conversation);
+        let question = Arc::new(title::question(conversation));
         let model = &self.0.defaults.model;
-        match self.ask(caller, &title::completion(model, &question)).await {
+        match self.ask(caller, &title::completion(model, &question), &question).await {
             Ok(answer) => Ok(title::title(&answer.text)),
             Err(ChatError::OverLimit(over)) => Err(over),
             Err(_) => {

@@ -29,7 +29,7 @@ use crate::{
     conversations::StoreError,
     ids::StreamId,
     message::Usage,
-    openai::{Client, Completion, Ending, UpstreamError},
+    openai::{AnswerStream, Client, Completion, Cost, Ending, UpstreamError},
     streams::{
         LogFull, StreamLog,
         event::{CANCELLED, Encoder, Event},
@@ -93,6 +93,8 @@ pub(super) struct Pump {
     pub(super) bill: Option<Bill>,
     /// The others, one of which may have to end.
     pub(super) streams: ChatStreams,
+    /// What the upstream says, from its first word on.
+    pub(super) answer: Option<AnswerStream>,
 }
 
 /// How production ended, short of the last entry.
@@ -109,16 +111,14 @@ enum Outcome {
 }
 
 impl Outcome {
-    /// How that counts, and what the upstream said of it. `text` is what there is of the answer.
-    fn for_the_bill(&self, text: &str) -> (usage::Outcome, Option<Usage>) {
+    /// How that counts. `text` is what there is of the answer.
+    fn for_the_bill(&self, text: &str) -> usage::Outcome {
         match self {
-            Self::Complete(ending) => (usage::Outcome::Done, ending.usage),
-            Self::Failed(_) if text.is_empty() => (usage::Outcome::Failed, None),
-            Self::Failed(_) | Self::Stopped(Stop::Shutdown | Stop::NoRoom) | Self::TooLarge => {
-                (usage::Outcome::Cut, None)
-            }
-            Self::Stopped(Stop::Ended) | Self::Fenced => (usage::Outcome::Cancelled, None),
-            Self::Stopped(Stop::NobodyLeft) | Self::Orphaned => (usage::Outcome::Left, None),
+            Self::Complete(_) => usage::Outcome::Done,
+            Self::Failed(_) if text.is_empty() => usage::Outcome::Failed,
+            Self::Failed(_) | Self::Stopped(Stop::Shutdown | Stop::NoRoom) | Self::TooLarge => usage::Outcome::Cut,
+            Self::Stopped(Stop::Ended) | Self::Fenced => usage::Outcome::Cancelled,
+            Self::Stopped(Stop::NobodyLeft) | Self::Orphaned => usage::Outcome::Left,
         }
     }
 }
@@ -156,7 +156,12 @@ impl Pump {
             outcome = self.produce(client, beginning) => outcome,
             () = orphaned => Outcome::Orphaned,
         };
-        // The upstream's connection is closed by now: `produce` is dropped.
+        // The upstream is left before anything else is done.
+        if let Some(mut answer) = self.answer.take()
+            && let Some(bill) = &mut self.bill
+        {
+            bill.cost.add(answer.cost());
+        }
         // The end in a box of its own, as the beginning is: storing a turn takes several times the state of all the rest.
         Box::pin(self.end(outcome, &beginning.model)).await
     }
@@ -170,19 +175,25 @@ impl Pump {
             temperature: beginning.temperature,
             max_tokens: beginning.max_tokens,
         };
-        if let Some(bill) = &mut self.bill {
+        let mut unbilled = Cost::default();
+        let cost = self.bill.as_mut().map_or(&mut unbilled, |bill| {
             bill.is_asked();
-        }
+            &mut bill.cost
+        });
         // In a box of its own, because beginning takes more state than all the rest, and an open stream would keep it.
-        let mut answer = match Box::pin(client.stream(&completion)).await {
-            Ok(answer) => answer,
+        match Box::pin(client.stream(&completion, cost)).await {
+            Ok(answer) => self.answer = Some(answer),
             Err(error) => return Outcome::Failed(error),
-        };
+        }
         drop(messages);
         self.log.hold(self.id, self.keeping.as_ref().map_or(0, Keeping::bytes));
+        if let Some(bill) = &mut self.bill {
+            bill.is_answered();
+        }
         loop {
             let behind = self.encoder.last();
-            let Self { encoder, text, .. } = self;
+            let Self { encoder, text, answer, .. } = self;
+            let Some(answer) = answer else { return Outcome::Fenced };
             let mut is_too_large = false;
             let came = answer.next(|piece| {
                 is_too_large |= text.len() + piece.len() > MAX_TEXT_BYTES;
@@ -227,8 +238,7 @@ impl Pump {
     /// Writes the last entry. False: somebody else has. `model` is for the log.
     async fn end(&mut self, outcome: Outcome, model: &str) -> bool {
         if let Some(bill) = self.bill.take() {
-            let (how, usage) = outcome.for_the_bill(&self.text);
-            bill.settle(how, usage, &self.text).await;
+            bill.settle(outcome.for_the_bill(&self.text), &self.text).await;
         }
         // Text that was encoded but did not get in, because the stream was stopped in between, goes in before the end.
         let pending = self.encoder.take();
@@ -334,8 +344,9 @@ mod tests {
         let stops: Vec<_> = (0..stops).map(stop).collect();
         let (_, stopped) = oneshot::channel();
         let text = "안녕하세요".to_owned();
-        let (keeping, bill, streams) = (None, None, streams.clone());
-        let mut pump = Pump { log: log.clone(), id, encoder, text, describe, stopped, keeping, bill, streams };
+        let (keeping, bill, answer, streams) = (None, None, None, streams.clone());
+        let log_of_pump = log.clone();
+        let mut pump = Pump { log: log_of_pump, id, encoder, text, describe, stopped, keeping, bill, streams, answer };
         pump.encoder.push_chunk("안녕");
         let is_fenced = log.append(id, 1, pump.encoder.take()).await.is_err();
         // The second piece has arrived, but is not in the log yet.

@@ -16,7 +16,7 @@ use crate::{
     config::Streams,
     ids::{Owner, StreamId},
     message::{Message, Usage},
-    openai::Client,
+    openai::{Client, Wish},
     streams::{
         AppendError, CreateError, Follow, Followed, Seq, State, Status, StreamLog,
         event::{CANCELLED, Encoder, Event, Told, entries},
@@ -39,9 +39,9 @@ pub(super) struct Beginning {
     pub(super) owner: Owner,
     pub(super) on_disconnect: OnDisconnect,
     pub(super) model: String,
-    pub(super) messages: Vec<Message>,
-    pub(super) temperature: f64,
-    pub(super) max_tokens: u32,
+    pub(super) messages: Arc<Vec<Message>>,
+    pub(super) temperature: Option<Wish<f64>>,
+    pub(super) max_tokens: Wish<u32>,
     /// Stores the turn, if it belongs to a conversation.
     pub(super) keeping: Option<Keeping>,
     /// Taken by the producer, which knows how the stream ends.
@@ -120,8 +120,18 @@ impl ChatStreams {
         let is_settled = settled.clone().drop_guard();
         self.0.running.insert(id, Running { stop: Some(stop), on_disconnect, readers: 0, was_read: false, settled });
         let (log, bill, streams) = (Arc::clone(&self.0.log), beginning.bill.take(), self.clone());
-        let mut pump =
-            Pump { log, id, encoder, text: String::new(), describe: self.0.describe, stopped, keeping, bill, streams };
+        let mut pump = Pump {
+            log,
+            id,
+            encoder,
+            text: String::new(),
+            describe: self.0.describe,
+            stopped,
+            keeping,
+            bill,
+            streams,
+            answer: None,
+        };
         let streams = self.clone();
         let produce = async move {
             let orphan = streams.0.orphan;

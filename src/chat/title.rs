@@ -4,7 +4,7 @@ use unicode_segmentation::UnicodeSegmentation;
 
 use crate::{
     message::{Message, Role},
-    openai::Completion,
+    openai::{Completion, Wish},
 };
 
 /// The title of a conversation for which none could be made. The text is the original's.
@@ -33,7 +33,7 @@ pub(super) fn question(conversation: &[Message]) -> Vec<Message> {
 
 /// How it is asked.
 pub(super) fn completion<'a>(model: &'a str, question: &'a [Message]) -> Completion<'a> {
-    Completion { model, messages: question, temperature: 0.2, max_tokens: 30 }
+    Completion { model, messages: question, temperature: Some(Wish::Ours(0.2)), max_tokens: Wish::Ours(30) }
 }
 
 /// The title that the answer makes; [`UNTITLED`] if it makes none.

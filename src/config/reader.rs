@@ -28,6 +28,11 @@ impl<'a> Reader<'a> {
         self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
+    /// A variable that is not this service's own.
+    pub(super) fn foreign(&self, name: &str) -> Option<&'a str> {
+        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+    }
+
     /// The value as `understand` sees it, or `default`. The problem says what was expected, and shows the value:
     /// not for secrets.
     pub(super) fn parse<T>(

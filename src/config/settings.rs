@@ -64,8 +64,8 @@ pub enum Database {
 pub struct Defaults {
     /// `DEFAULT_MODEL`. Default `gpt-3.5-turbo`.
     pub model: String,
-    /// `DEFAULT_TEMPERATURE`, 0 to 2. Default 0.7.
-    pub temperature: f64,
+    /// `DEFAULT_TEMPERATURE`, 0 to 2; `none` leaves it to the model. Default 0.7.
+    pub temperature: Option<f64>,
     /// `DEFAULT_MAX_TOKENS`, at least 1. Default 2000.
     pub max_tokens: u32,
 }
@@ -159,12 +159,15 @@ impl Reader<'_> {
     }
 
     pub(super) fn defaults(&mut self) -> Defaults {
-        let temperature = |v: &str| v.parse().ok().filter(|t| (0.0..=2.0).contains(t));
+        let temperature = |v: &str| match v.eq_ignore_ascii_case("none") {
+            true => Some(None),
+            false => v.parse().ok().filter(|t| (0.0..=2.0).contains(t)).map(Some),
+        };
         let max_tokens = |v: &str| v.parse().ok().filter(|n| (1..=MAX_TOKENS_LIMIT).contains(n));
         let model = |v: &str| is_model_name(v).then(|| v.to_owned());
         Defaults {
             model: self.parse("DEFAULT_MODEL", "gpt-3.5-turbo".to_owned(), "a model's name", model),
-            temperature: self.parse("DEFAULT_TEMPERATURE", 0.7, "a number from 0 to 2", temperature),
+            temperature: self.parse("DEFAULT_TEMPERATURE", Some(0.7), "a number from 0 to 2, or none", temperature),
             max_tokens: self.parse("DEFAULT_MAX_TOKENS", 2000, "a whole number of at least 1", max_tokens),
         }
     }

@@ -62,13 +62,13 @@ impl Default for BreakerLimits {
 pub struct Timeouts {
     /// To a connection, TLS included. 5 s.
     pub connect: Duration,
-    /// `UPSTREAM_FIRST_TOKEN_TIMEOUT_SECONDS`: to the first word of a stream, or the first byte of a whole answer. 60 s.
+    /// `UPSTREAM_FIRST_TOKEN_TIMEOUT_SECONDS`: to the first word of a stream, thought included. 60 s.
     pub first_token: Duration,
     /// `UPSTREAM_IDLE_TIMEOUT_SECONDS`: from one meaningful event of a stream to the next. 60 s.
     pub idle: Duration,
-    /// `UPSTREAM_TOTAL_TIMEOUT_SECONDS`: to the end of a stream. 900 s.
+    /// `UPSTREAM_TOTAL_TIMEOUT_SECONDS`: to the end of an answer. 900 s for a stream.
     pub total: Duration,
-    /// To the end of a whole answer, if `total` is not shorter. 600 s.
+    /// To the end of a whole answer, its head included. 600 s, or `total` where that is set.
     pub whole: Duration,
     /// To the model list, which `/health` waits for. 5 s.
     pub models: Duration,
@@ -161,11 +161,29 @@ impl Reader<'_> {
 
     pub(super) fn timeouts(&mut self) -> Timeouts {
         let usual = Timeouts::default();
+        let is_set = self.text("UPSTREAM_TOTAL_TIMEOUT_SECONDS").is_some();
+        let total = self.seconds("UPSTREAM_TOTAL_TIMEOUT_SECONDS", usual.total, 1..=86400);
         Timeouts {
             first_token: self.seconds("UPSTREAM_FIRST_TOKEN_TIMEOUT_SECONDS", usual.first_token, 1..=3600),
             idle: self.seconds("UPSTREAM_IDLE_TIMEOUT_SECONDS", usual.idle, 1..=3600),
-            total: self.seconds("UPSTREAM_TOTAL_TIMEOUT_SECONDS", usual.total, 1..=86400),
+            total,
+            // Who says how long an answer may take means every answer.
+            whole: if is_set { total } else { usual.whole },
             ..usual
+        }
+    }
+
+    /// What the environment says of proxies is understood by the HTTP client, which ignores what it does not understand: a
+    /// question must not go out directly because of a slip of the pen.
+    pub(super) fn check_proxies(&mut self) {
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+            let Some(value) = self.foreign(name) else { continue };
+            let whole = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+            if Url::parse(&whole).is_ok_and(|url| url.host_str().is_some_and(|host| !host.is_empty())) {
+                continue;
+            }
+            // The value is not shown: it may carry a password.
+            self.problems.push(format!("{name} is not the address of a proxy"));
         }
     }
 
@@ -200,6 +218,9 @@ impl Reader<'_> {
             }
             Ok(url) if url.query().is_some() || url.fragment().is_some() => {
                 format!("{name} must end with the path, usually /v1")
+            }
+            Ok(url) if url.path().trim_end_matches('/').ends_with("/chat/completions") => {
+                format!("{name} ends with /chat/completions; give what stands before it")
             }
             Ok(url) => return url,
         };

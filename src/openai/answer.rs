@@ -6,11 +6,13 @@ use reqwest::header::{CONTENT_LENGTH, HeaderMap};
 use crate::{
     message::Usage,
     openai::{
-        classify::classify_inside,
+        cost::Cost,
         error::UpstreamError,
+        reading::{End, Ending, Reading},
         redact::Secrets,
+        sse::{self, Decoder},
         transport::{Arrived, Response},
-        wire::{self, ModelList},
+        wire,
     },
 };
 
@@ -83,53 +85,57 @@ fn announced(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The text of a whole answer.
-pub(super) fn decode(body: &[u8], secrets: &Secrets) -> Result<Answer, UpstreamError> {
-    let malformed = |_| UpstreamError::Protocol("a body that is not a chat completion");
-    let completion: wire::Completion<'_> = serde_json::from_slice(body).map_err(malformed)?;
-    if completion.error.is_some() {
-        return Err(classify_inside(body, secrets));
+/// The text of a whole answer, be it one or a stream that was sent in its place.
+pub(super) fn decode(body: &[u8], secrets: &Secrets, cost: &mut Cost) -> Result<Answer, UpstreamError> {
+    let mut reading = Reading::new(secrets.clone());
+    let mut text = String::new();
+    let mut on_text = |piece: &str| text.push_str(piece);
+    if reading.whole(body, &mut on_text) {
+        reading.end_of_whole(&mut on_text);
+    } else {
+        read_as_stream(body, &mut reading, &mut on_text)?;
     }
-    let usage = completion.usage();
-    let choice = completion.choices.into_iter().flatten().next();
-    let choice = choice.ok_or(UpstreamError::Protocol("no choices"))?;
-    let (content, refusal) = choice.message.map(|m| (m.content.0, m.refusal.0)).unwrap_or_default();
-    let text = content.filter(|text| !text.is_empty()).or(refusal);
-    let finish_reason = choice.finish_reason.0.as_deref().map_or("unknown", known_finish_reason);
-    match text {
-        Some(text) => Ok(Answer { text: text.into_owned(), usage }),
-        // A model may well have nothing to say; one that was cut off before its first word failed.
-        None if finish_reason == "stop" => Ok(Answer { text: String::new(), usage }),
-        None => Err(UpstreamError::Empty { finish_reason }),
+    let outcome = reading.outcome();
+    if reading.is_refused() {
+        cost.calls = cost.calls.saturating_sub(1);
+    }
+    cost.add(reading.take_cost());
+    match outcome {
+        // The same for a stream in its place: a reason that is no text's says what there was instead.
+        Some(Ok(Ending { finish_reason, .. })) if text.is_empty() && finish_reason != Some("stop") => {
+            Err(UpstreamError::Empty { finish_reason: finish_reason.unwrap_or("unknown") })
+        }
+        Some(Ok(ending)) => Ok(Answer { text, usage: ending.usage }),
+        Some(Err(error)) => Err(error),
+        None => Err(UpstreamError::Truncated),
     }
 }
 
-/// The reason as one of OpenAI's own, so that no text of the upstream travels in it.
-pub(super) fn known_finish_reason(reason: &str) -> &'static str {
-    match reason {
-        "stop" => "stop",
-        "length" => "length",
-        "content_filter" => "content_filter",
-        "tool_calls" => "tool_calls",
-        "function_call" => "function_call",
-        _ => "unknown",
+fn read_as_stream(body: &[u8], reading: &mut Reading, on_text: &mut impl FnMut(&str)) -> Result<(), UpstreamError> {
+    let mut has_events = false;
+    let mut decoder = Decoder::default();
+    let mut take = |event: sse::Event<'_>| {
+        has_events |= !event.is_loose || event.data.starts_with("[DONE]");
+        reading.event(event, on_text);
+    };
+    let taken = decoder.feed(body, &mut take).and_then(|()| decoder.finish(&mut take));
+    taken.map_err(|_| UpstreamError::TooLarge { limit: MAX_ANSWER_BYTES })?;
+    if !has_events {
+        return Err(UpstreamError::Protocol("a body that is not a chat completion"));
     }
+    reading.end(End::Orderly, UpstreamError::Truncated, on_text);
+    Ok(())
 }
 
 /// The models of a list.
 pub(super) fn decode_models(body: &[u8]) -> Result<Vec<Model>, UpstreamError> {
-    let list: ModelList =
-        serde_json::from_slice(body).map_err(|_| UpstreamError::Protocol("a malformed model list"))?;
-    Ok(list.data.into_iter().map(Model::from).collect())
+    let models = wire::models(body).ok_or(UpstreamError::Protocol("a malformed model list"))?;
+    Ok(models.into_iter().map(Model::from).collect())
 }
 
 impl From<wire::WireModel> for Model {
     fn from(model: wire::WireModel) -> Self {
-        Self {
-            id: model.id,
-            created: model.created.and_then(|created| created.as_i64()).unwrap_or(0),
-            owned_by: model.owned_by.unwrap_or_default(),
-        }
+        Self { id: model.id, created: model.created, owned_by: model.owned_by }
     }
 }
 
@@ -139,7 +145,8 @@ mod tests {
 
     #[test]
     fn answers_are_decoded_leniently() {
-        let text = |body: &str| decode(body.as_bytes(), &Secrets::default()).map(|answer| answer.text);
+        let text =
+            |body: &str| decode(body.as_bytes(), &Secrets::default(), &mut Cost::default()).map(|answer| answer.text);
         let refused = r#"{"choices":[{"message":{"content":null,"refusal":"I can't."},"finish_reason":"stop"}]}"#;
         assert_eq!(text(refused).unwrap(), "I can't.");
         let silent = r#"{"choices":[{"message":{"content":null},"finish_reason":"stop"}],"usage":"odd"}"#;
@@ -156,10 +163,10 @@ mod tests {
 
     #[test]
     fn an_error_in_a_200_counts_as_the_status_it_names() {
-        let error = |body: &str| decode(body.as_bytes(), &Secrets::default()).unwrap_err();
+        let error = |body: &str| decode(body.as_bytes(), &Secrets::default(), &mut Cost::default()).unwrap_err();
         let limited = error(r#"{"error":{"message":"slow down","code":429}}"#);
         assert!(matches!(limited, UpstreamError::RateLimited { .. }), "{limited:?}");
         let failed = error(r#"{"error":{"message":"broke"},"choices":[]}"#);
-        assert_eq!(failed, UpstreamError::Server { status: 502, retry_after: None });
+        assert!(matches!(&failed, UpstreamError::Failed(said) if said.to_string() == "broke"), "{failed:?}");
     }
 }

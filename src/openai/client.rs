@@ -1,12 +1,16 @@
 //! The calls: send, wait within limits, read a bounded answer, decode it.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use reqwest::{
     Method, StatusCode,
     header::{
-        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue,
+        ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue,
+        InvalidHeaderValue,
     },
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -16,7 +20,8 @@ use crate::{
     config::{Timeouts, Upstream},
     openai::{
         answer::{Answer, MAX_ANSWER_BYTES, Model, decode, decode_models, read},
-        classify::classify,
+        classify::{COMPRESSED, NOTHING_HERE, classify},
+        cost::Cost,
         deadline::Deadline,
         dialect::Dialects,
         error::{Stage, UpstreamError},
@@ -61,6 +66,16 @@ pub struct Client {
     max_retries: u32,
     timeouts: Timeouts,
     dialects: Dialects,
+    /// Whether the last chat that told anything of it found the upstream at its address.
+    chats_work: AtomicBool,
+}
+
+/// What came of asking for the models.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelList {
+    Listed(Vec<Model>),
+    /// The key may not list them. It may chat all the same.
+    NotAllowed,
 }
 
 impl Client {
@@ -79,41 +94,43 @@ impl Client {
             max_retries: upstream.max_retries,
             timeouts: upstream.timeouts,
             dialects: Dialects::default(),
+            chats_work: AtomicBool::new(false),
         })
     }
 
-    /// Asks for a whole answer.
+    /// Asks for a whole answer. `cost` tells at any time, and however it ends, what that may have cost.
     ///
     /// # Errors
     /// Every way in which there is no complete answer with text.
-    pub async fn complete(&self, completion: &Completion<'_>) -> Result<Answer, UpstreamError> {
+    pub async fn complete(&self, completion: &Completion<'_>, cost: &mut Cost) -> Result<Answer, UpstreamError> {
         let deadline = Deadline::after(self.timeouts.whole.min(self.timeouts.total), Stage::Total);
         deadline
             .bounds(async {
-                let (response, _) = self.send(completion, Form::Whole, deadline).await?;
+                let (response, _) = self.send(completion, Form::Whole, deadline, cost).await?;
                 let body = read(response, MAX_ANSWER_BYTES).await?;
-                decode(&body, &self.secrets)
+                decode(&body, &self.secrets, cost)
             })
             .await
     }
 
-    /// Asks for an answer piece by piece. Returns when the upstream has begun to answer.
+    /// Asks for an answer piece by piece. Returns when the upstream has begun to answer. What that has cost by then is in
+    /// `cost`; what the answer costs, the answer tells.
     ///
     /// # Errors
     /// Every way in which an answer does not begin.
-    pub async fn stream(&self, completion: &Completion<'_>) -> Result<AnswerStream, UpstreamError> {
+    pub async fn stream(&self, completion: &Completion<'_>, cost: &mut Cost) -> Result<AnswerStream, UpstreamError> {
         let started = Instant::now();
         let deadline = Deadline::after(self.timeouts.total, Stage::Total);
-        let (response, asked) = self.send(completion, Form::Stream, deadline).await?;
-        let content_type = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
-        if content_type.starts_with(b"application/json") || content_type.starts_with(b"text/html") {
-            // Not a stream, whatever its status says; it may still say why.
-            let body = deadline.bounds(read(response, MAX_ERROR_BYTES)).await?;
-            let whole = UpstreamError::Protocol("a whole body where a stream was asked for");
-            return Err(decode(&body, &self.secrets).err().unwrap_or(whole));
-        }
+        let (response, asked) = self.send(completion, Form::Stream, deadline, cost).await?;
+        // From here on the answer counts it.
+        cost.calls = cost.calls.saturating_sub(1);
         let limits = StreamLimits { started, asked, timeouts: self.timeouts };
         Ok(AnswerStream::new(response, limits, self.secrets.clone()))
+    }
+
+    /// Whether chats are known to work: the last one that told anything of it was answered.
+    pub fn chats_work(&self) -> bool {
+        self.chats_work.load(Ordering::Relaxed)
     }
 
     /// Asks which models there are; costs nothing.
@@ -123,28 +140,33 @@ impl Client {
     ///
     /// # Errors
     /// Every way in which there is no list.
-    pub async fn models(&self) -> Result<Vec<Model>, UpstreamError> {
+    pub async fn models(&self) -> Result<ModelList, UpstreamError> {
         let deadline = Deadline::after(self.timeouts.models, Stage::FirstByte);
-        let mut refused = UpstreamError::Unauthorized;
+        let mut refused = Err(UpstreamError::Unauthorized);
         for bearer in self.keys.for_the_model_list() {
             let list = deadline.bounds(self.models_with(bearer.clone(), deadline)).await;
             match list {
-                Err(error) if error.is_about_the_key() => refused = error,
+                Ok(ModelList::NotAllowed) => refused = list,
+                // One that may not list says more than one that was not let in.
+                Err(error) if error.is_about_the_key() => refused = refused.or(Err(error)),
                 list => return list,
             }
         }
-        Err(refused)
+        refused
     }
 
-    async fn models_with(&self, bearer: HeaderValue, deadline: Deadline) -> Result<Vec<Model>, UpstreamError> {
+    async fn models_with(&self, bearer: HeaderValue, deadline: Deadline) -> Result<ModelList, UpstreamError> {
         let mut headers = self.headers.clone();
         headers.insert(AUTHORIZATION, bearer);
         let request = Request { method: Method::GET, endpoint: &self.models, headers, body: Bytes::new() };
         let response = self.execute(&request, deadline).await.map_err(|failure| failure.error)?;
+        if response.status() == StatusCode::FORBIDDEN {
+            return Ok(ModelList::NotAllowed);
+        }
         if !response.status().is_success() {
             return Err(self.refusal(response).await.0.error);
         }
-        decode_models(&read(response, MAX_ANSWER_BYTES).await?)
+        decode_models(&read(response, MAX_ANSWER_BYTES).await?).map(ModelList::Listed)
     }
 
     /// Sends a completion until the head of a response says success, whatever its body will be: with another key when
@@ -154,6 +176,7 @@ impl Client {
         completion: &Completion<'_>,
         form: Form,
         deadline: Deadline,
+        cost: &mut Cost,
     ) -> Result<(Response, Instant), UpstreamError> {
         let model = completion.model;
         // First of all, for without a key there is nothing to write.
@@ -162,13 +185,19 @@ impl Client {
         let mut retries = Retries::new(self.max_retries);
         loop {
             let asked = Instant::now();
+            // Counted first: whoever asked may leave at any time.
+            cost.calls += 1;
             let failure = match self.ask(&mut question, &pass, deadline).await {
                 Ok(response) => {
                     pass.succeeded();
+                    self.chats_work.store(true, Ordering::Relaxed);
                     return Ok((response, asked));
                 }
                 Err(failure) => failure,
             };
+            if !failure.may_have_been_billed() {
+                cost.calls = cost.calls.saturating_sub(1);
+            }
             let key = pass.number();
             let failure = match pass.failed(failure) {
                 Ok(another) => {
@@ -192,34 +221,45 @@ impl Client {
     /// One attempt, to the head of a response that says success.
     ///
     /// When the model refuses a parameter that can be written otherwise, it is asked again at once, at most once for
-    /// each such parameter, and its dialect is remembered.
+    /// each way to write it, and what it accepts is remembered.
     async fn ask(&self, question: &mut Question<'_>, pass: &Pass<'_>, deadline: Deadline) -> Result<Response, Failure> {
+        // A stream begins at once; a whole answer is silent until it is complete, its head included.
+        let head = match question.form() {
+            Form::Stream => deadline.min(Deadline::after(self.timeouts.first_token, Stage::FirstByte)),
+            Form::Whole => deadline,
+        };
         loop {
             let mut headers = self.headers.clone();
             headers.insert(AUTHORIZATION, pass.bearer());
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             let body = question.body();
             let request = Request { method: Method::POST, endpoint: &self.completions, headers, body };
-            let response = self.execute(&request, deadline).await?;
+            let response = self.execute(&request, head).await?;
             let status = response.status();
             if status.is_success() {
+                if is_compressed(response.headers()) {
+                    return Err(Failure::refused(status, response.headers(), COMPRESSED));
+                }
+                if let Some(dialect) = question.found_out() {
+                    self.dialects.learn(question.model(), dialect);
+                    tracing::info!(model = question.model(), ?dialect, "learned which parameters the model takes");
+                }
                 return Ok(response);
             }
             let (failure, body) = Box::pin(self.refusal(response)).await;
-            if status != StatusCode::BAD_REQUEST {
+            if failure.error == NOTHING_HERE {
+                self.chats_work.store(false, Ordering::Relaxed);
+                tracing::warn!("nothing answers chats at the address that OPENAI_BASE_URL makes: does it lack /v1?");
+            }
+            let may_be_repaired = matches!(status, StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY);
+            if !may_be_repaired || !question.repair(&body).map_err(Failure::silent)? {
                 return Err(failure);
             }
-            let Some(dialect) = question.repair(&body).map_err(Failure::silent)? else {
-                return Err(failure);
-            };
-            self.dialects.learn(question.model(), dialect);
-            tracing::info!(model = question.model(), ?dialect, "learned which parameters the model takes");
         }
     }
 
     /// One request, to the head of its response.
     async fn execute(&self, request: &Request<'_>, deadline: Deadline) -> Result<Response, Failure> {
-        let deadline = deadline.min(Deadline::after(self.timeouts.first_token, Stage::FirstByte));
         deadline.bounds(self.transport.send(request)).await.map_err(Failure::silent)
     }
 
@@ -229,8 +269,20 @@ impl Client {
         // An error's body only explains; without it the status still speaks.
         let body = timeout(ERROR_BODY_TIME, read(response, MAX_ERROR_BYTES)).await;
         let body = body.ok().and_then(Result::ok).unwrap_or_default();
+        if is_compressed(&headers) {
+            // The status speaks without it, where it says more than that the question was bad.
+            let error = classify(status, &headers, b"", &self.secrets);
+            let error = if matches!(error, UpstreamError::InvalidRequest(_)) { COMPRESSED } else { error };
+            return (Failure::refused(status, &headers, error), Bytes::new());
+        }
         (Failure::refused(status, &headers, classify(status, &headers, &body, &self.secrets)), body)
     }
+}
+
+fn is_compressed(headers: &HeaderMap) -> bool {
+    let encodings =
+        headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    encodings.map(<[u8]>::trim_ascii).any(|name| !name.is_empty() && !name.eq_ignore_ascii_case(b"identity"))
 }
 
 fn headers(upstream: &Upstream) -> Result<HeaderMap, InvalidHeaderValue> {

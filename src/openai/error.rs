@@ -22,6 +22,13 @@ pub enum UpstreamError {
     /// Something that is not an answer: HTML, malformed JSON, a redirect, no choices.
     #[error("OpenAI API gave something that is not an answer: {0}")]
     Protocol(&'static str),
+    /// The same, where asking again would bring the same: there is no chat API at this address, or it answers in a way that
+    /// was not asked for.
+    #[error("OpenAI API gave something that is not an answer: {0}")]
+    Unusable(&'static str),
+    /// The upstream told an error in place of an answer, or in the middle of one.
+    #[error("{0}")]
+    Failed(Said),
     /// More bytes than an answer may have.
     #[error("OpenAI API gave more than {limit} bytes")]
     TooLarge { limit: usize },
@@ -63,13 +70,39 @@ impl UpstreamError {
         matches!(self, Self::Unauthorized | Self::QuotaExceeded | Self::RateLimited { .. })
     }
 
+    /// Whether the upstream says that it did not take the question, which then costs nothing.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Self::ContextTooLong(_)
+                | Self::InvalidRequest(_)
+                | Self::ModelNotFound(_)
+                | Self::RateLimited { .. }
+                | Self::Unauthorized
+                | Self::QuotaExceeded
+                | Self::Overloaded { .. }
+        )
+    }
+
+    /// Whether a question that ended like this, before the head of an answer that is one, may have been billed: it was
+    /// taken, and nobody said that it was refused.
+    pub(super) fn may_have_been_billed(&self) -> bool {
+        match self {
+            Self::Interrupted => true,
+            Self::Timeout { stage, .. } => *stage != Stage::Connect,
+            _ => false,
+        }
+    }
+
     /// The error in this service's own words; `None` where the words are the upstream's, which may quote a prompt.
     #[must_use]
     pub fn in_own_words(&self) -> Option<String> {
         match self {
-            Self::ContextTooLong(_) | Self::InvalidRequest(_) | Self::ModelNotFound(_) | Self::RateLimited { .. } => {
-                None
-            }
+            Self::ContextTooLong(_)
+            | Self::InvalidRequest(_)
+            | Self::ModelNotFound(_)
+            | Self::RateLimited { .. }
+            | Self::Failed(_) => None,
             error => Some(error.to_string()),
         }
     }
@@ -84,6 +117,9 @@ pub enum ConnectFailure {
     UnknownHost,
     #[error("TLS failed")]
     Tls,
+    /// And with what.
+    #[error("the proxy in between refused the connection")]
+    Proxy(&'static str),
 }
 
 /// What was waited for in vain.
@@ -111,6 +147,11 @@ impl Said {
 
     pub(super) fn new(text: &str, secrets: &Secrets) -> Self {
         Self(secrets.redact(text).chars().take(Self::MAX_CHARS).collect())
+    }
+
+    /// In our own words, where a proxy gives a page instead of any.
+    pub(super) fn too_large() -> Self {
+        Self("the question is too large for the upstream".to_owned())
     }
 
     /// In our own words, for those who did not ask the upstream themselves: what it said was for somebody else.

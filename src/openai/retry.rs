@@ -71,6 +71,12 @@ impl Failure {
         }
     }
 
+    /// Whether it cannot be told that the upstream did not take the question. One that answers with a status refused it,
+    /// but for a success whose form is of no use.
+    pub(super) fn may_have_been_billed(&self) -> bool {
+        self.status.map_or_else(|| self.error.may_have_been_billed(), |status| status.is_success())
+    }
+
     /// Whether it speaks for the upstream being down, at least for this model, rather than for the question or the key.
     pub(super) fn is_outage(&self) -> bool {
         self.status.is_none_or(|status| status.is_server_error())
@@ -89,7 +95,9 @@ impl Failure {
             (UpstreamError::QuotaExceeded, _) => return Worth::Nothing,
             (_, Some(status)) => status,
             (UpstreamError::Timeout { stage: Stage::Connect, .. }, None) => return Worth::OneTry,
-            (UpstreamError::Unreachable(ConnectFailure::Tls), None) => return Worth::Nothing,
+            (UpstreamError::Unreachable(ConnectFailure::Tls | ConnectFailure::Proxy(_)), None) => {
+                return Worth::Nothing;
+            }
             (UpstreamError::Unreachable(_) | UpstreamError::Interrupted, None) => return Worth::Trying,
             (_, None) => return Worth::Nothing,
         };
@@ -131,7 +139,9 @@ impl Retries {
         if self.left == 0 || worth == Worth::Nothing || worth == Worth::OneTry && !self.one_try_left {
             return None;
         }
-        let wait = failure.retry_after.unwrap_or_else(|| backoff(self.made, chance()));
+        // "At once" is no time that a limit takes to pass; OpenAI's own library reads it as nothing, too.
+        let told = failure.retry_after.filter(|wait| !wait.is_zero());
+        let wait = told.unwrap_or_else(|| backoff(self.made, chance()));
         if wait > LONGEST_WAIT || wait >= time_left {
             return None;
         }
@@ -208,6 +218,7 @@ mod tests {
             (UpstreamError::Unreachable(ConnectFailure::Refused), true),
             (UpstreamError::Unreachable(ConnectFailure::UnknownHost), true),
             (UpstreamError::Unreachable(ConnectFailure::Tls), false),
+            (UpstreamError::Unreachable(ConnectFailure::Proxy("407")), false),
             (UpstreamError::Interrupted, true),
             (UpstreamError::Timeout { stage: Stage::Connect, limit }, true),
             (UpstreamError::Timeout { stage: Stage::FirstByte, limit }, false),
@@ -252,7 +263,7 @@ mod tests {
         let told = |value: &str| wait(&refused(500, &[("retry-after", value)]));
         assert_eq!(told("60"), Some(Duration::from_secs(60)));
         assert_eq!(told("0.25"), Some(Duration::from_millis(250)));
-        assert_eq!(told("0"), Some(Duration::ZERO));
+        assert!(told("0").is_some_and(|wait| (375..=500).contains(&wait.as_millis())), "as if it had said nothing");
         assert_eq!(told("61"), None);
         let minute = refused(429, &[("retry-after", "60")]);
         assert_eq!(Retries::new(2).next(&minute, Duration::from_secs(60)), None);

@@ -3,6 +3,10 @@
 //! Pure: no I/O, no clock. Bounded: a line, and the data of an event, have at most [`MAX_LINE_BYTES`]. Wherever the
 //! bytes are cut, the events are the same. What a client of OpenAI has no use for (`id`, `retry`) is read over.
 //!
+//! Beyond the standard, three things that upstreams send are told, too: a field `error`; JSON without any field, which the
+//! standard would read over line by line; and what stands at the end without the empty line that ends an event. The last
+//! two are marked, for they may be anything.
+//!
 //! Source: <https://html.spec.whatwg.org/multipage/server-sent-events.html#event-stream-interpretation>
 
 use std::borrow::Cow;
@@ -10,7 +14,12 @@ use std::borrow::Cow;
 use memchr::{memchr, memchr2};
 
 /// Most bytes of a line, and of the data of an event.
-pub const MAX_LINE_BYTES: usize = 1024 * 1024;
+///
+/// As many as a whole answer may have: an event may be one, or hold an image beside its text.
+pub const MAX_LINE_BYTES: usize = 16 * 1024 * 1024;
+
+/// Room that is kept for the next event; more of it is given back.
+const KEPT_BYTES: usize = 64 * 1024;
 
 /// A line or an event that is longer than [`MAX_LINE_BYTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +32,8 @@ pub struct Event<'a> {
     pub name: &'a str,
     /// The lines of `data:`, joined with line feeds. Invalid UTF-8 is replaced by U+FFFD.
     pub data: &'a str,
+    /// It stood there without a field, or without its end: where it cannot be read, there was no event.
+    pub is_loose: bool,
 }
 
 /// Reads a stream, piece by piece.
@@ -34,6 +45,10 @@ pub struct Decoder {
     name: String,
     /// Whether the event has had a data line, be it empty.
     has_data: bool,
+    /// The data so far stood there without a field.
+    is_bare: bool,
+    /// What `error:` said.
+    error: String,
     /// The last byte was CR: a line feed right behind it belongs to the same line end.
     after_cr: bool,
     /// The first line has been seen, where a byte order mark may stand.
@@ -41,8 +56,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Reads `bytes` and hands each event that they complete to `on_event`. What is incomplete waits for more; at the
-    /// end of a stream it is discarded, as the standard says.
+    /// Reads `bytes` and hands each event that they complete to `on_event`. What is incomplete waits for more.
     ///
     /// # Errors
     /// A line or an event that is too long. The decoder is of no use after that.
@@ -75,9 +89,24 @@ impl Decoder {
                 self.end_line(&whole, &mut on_event)?;
                 self.line = whole;
                 self.line.clear();
+                self.line.shrink_to(KEPT_BYTES);
             }
         }
         self.hold(rest)
+    }
+
+    /// The stream has ended: hands on what was incomplete.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn finish(&mut self, mut on_event: impl FnMut(Event<'_>)) -> Result<(), TooLong> {
+        let rest = std::mem::take(&mut self.line);
+        let mut loose = |event: Event<'_>| on_event(Event { is_loose: true, ..event });
+        if !rest.is_empty() {
+            self.end_line(&rest, &mut loose)?;
+        }
+        self.end_event(&mut loose);
+        Ok(())
     }
 
     fn hold(&mut self, part: &[u8]) -> Result<(), TooLong> {
@@ -96,12 +125,7 @@ impl Decoder {
         let line = if self.started { line } else { line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line) };
         self.started = true;
         if line.is_empty() {
-            if self.has_data {
-                on_event(Event { name: &self.name, data: &self.data });
-            }
-            self.has_data = false;
-            self.data.clear();
-            self.name.clear();
+            self.end_event(on_event);
             return Ok(());
         }
         let (field, value) = match memchr(b':', line) {
@@ -112,26 +136,62 @@ impl Decoder {
             }
             None => (line, &b""[..]),
         };
+        if self.is_bare && matches!(field, b"data" | b"event" | b"error" | b"id" | b"retry" | b"") {
+            // What was named before is named still.
+            on_event(Event { name: "", data: &self.data, is_loose: true });
+            self.data.clear();
+            (self.has_data, self.is_bare) = (false, false);
+        }
         match field {
-            b"data" => {
-                let value = text(value);
-                if self.data.len() + usize::from(self.has_data) + value.len() > MAX_LINE_BYTES {
-                    return Err(TooLong);
-                }
-                if self.has_data {
-                    self.data.push('\n');
-                }
-                self.data.push_str(&value);
-                self.has_data = true;
-            }
+            b"data" => self.add(value)?,
             b"event" => {
                 self.name.clear();
                 self.name.push_str(&text(value));
+            }
+            b"error" => {
+                let value = text(value);
+                if self.error.len() + value.len() > MAX_LINE_BYTES {
+                    return Err(TooLong);
+                }
+                self.error.push_str(&value);
+            }
+            // No field begins like this.
+            _ if self.is_bare || (!self.has_data && matches!(line.first(), Some(b'{' | b'['))) => {
+                self.is_bare = true;
+                self.add(line)?;
             }
             // A comment has an empty field name; the others do not matter here.
             _ => {}
         }
         Ok(())
+    }
+
+    /// Adds a line of data.
+    fn add(&mut self, value: &[u8]) -> Result<(), TooLong> {
+        let value = text(value);
+        if self.data.len() + usize::from(self.has_data) + value.len() > MAX_LINE_BYTES {
+            return Err(TooLong);
+        }
+        if self.has_data {
+            self.data.push('\n');
+        }
+        self.data.push_str(&value);
+        self.has_data = true;
+        Ok(())
+    }
+
+    fn end_event(&mut self, on_event: &mut impl FnMut(Event<'_>)) {
+        if self.has_data {
+            on_event(Event { name: &self.name, data: &self.data, is_loose: self.is_bare });
+            self.data.clear();
+            self.data.shrink_to(KEPT_BYTES);
+        }
+        if !self.error.is_empty() {
+            on_event(Event { name: "error", data: &self.error, is_loose: false });
+            self.error = String::new();
+        }
+        (self.has_data, self.is_bare) = (false, false);
+        self.name.clear();
     }
 }
 
@@ -233,7 +293,52 @@ mod tests {
         let line = [b"data: ", &long[..MAX_LINE_BYTES / 2], b"\n"].concat();
         assert_eq!(decode([&line[..], &line]), Err(TooLong));
         let fits = [b"data: ", &long[..MAX_LINE_BYTES - 10], b"\n\n"].concat();
-        assert_eq!(decode(fits.chunks(1000)).unwrap().len(), 1);
+        assert_eq!(decode(fits.chunks(100_000)).unwrap().len(), 1);
+        let mut decoder = Decoder::default();
+        fits.chunks(100_000).for_each(|piece| decoder.feed(piece, |_| ()).unwrap());
+        assert!(decoder.data.capacity() + decoder.line.capacity() <= 2 * KEPT_BYTES, "and it is given back");
+    }
+
+    /// Names, data and whether it is loose, the end included.
+    fn all(bytes: &[u8]) -> Vec<(String, String, bool)> {
+        let whole = || {
+            let (mut decoder, mut events) = (Decoder::default(), Vec::new());
+            let mut add = |event: Event<'_>| events.push((event.name.into(), event.data.into(), event.is_loose));
+            decoder.feed(bytes, &mut add).unwrap();
+            decoder.finish(&mut add).unwrap();
+            events
+        };
+        let events = whole();
+        for at in 0..=bytes.len() {
+            let (head, tail) = bytes.split_at(at);
+            let (mut decoder, mut cut) = (Decoder::default(), Vec::new());
+            let mut add = |event: Event<'_>| cut.push((event.name.into(), event.data.into(), event.is_loose));
+            decoder.feed(head, &mut add).unwrap();
+            decoder.feed(tail, &mut add).unwrap();
+            decoder.finish(&mut add).unwrap();
+            assert_eq!(cut, events, "at {at}");
+        }
+        events
+    }
+
+    #[test]
+    fn what_the_standard_would_lose_is_told_and_marked() {
+        let event = |name: &str, data: &str, is_loose| (name.to_owned(), data.to_owned(), is_loose);
+        for (bytes, expected) in [
+            (&b"data: a\n\ndata: [DONE]"[..], vec![event("", "a", false), event("", "[DONE]", true)]),
+            (b"data: a\n", vec![event("", "a", true)]),
+            (b"error: {\"x\":1}\n\ndata: b\n\n", vec![event("error", "{\"x\":1}", false), event("", "b", false)]),
+            (b"data: a\nerror: x\n\n", vec![event("", "a", false), event("error", "x", false)]),
+            (b"{\"x\":1}", vec![event("", "{\"x\":1}", true)]),
+            (b"{\r\n  \"x\": {\r\n  }\r\n}\r\n", vec![event("", "{\n  \"x\": {\n  }\n}", true)]),
+            (b"{\"x\":1}\ndata: b\n\n", vec![event("", "{\"x\":1}", true), event("", "b", false)]),
+            (b"data: a\n{\"x\":1}\n\n", vec![event("", "a", false)]),
+            (b"\x00\x01binary\nx: y\n: c\n\n", vec![]),
+            (b"error:\n\n", vec![]),
+            (b"event: a\n{x\ndata: b\n\n", vec![event("", "{x", true), event("a", "b", false)]),
+        ] {
+            assert_eq!(all(bytes), expected, "{:?}", String::from_utf8_lossy(bytes));
+        }
     }
 
     proptest::proptest! {

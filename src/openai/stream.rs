@@ -8,29 +8,20 @@ use std::{
 };
 
 use futures_util::FutureExt;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::{
     config::Timeouts,
-    message::Usage,
     openai::{
-        answer::known_finish_reason,
-        classify::classify_inside,
+        cost::Cost,
         error::{Stage, UpstreamError},
+        reading::{End, Ending, Reading},
         redact::Secrets,
         sse::{self, Decoder},
         transport::{Arrived, Body, Response},
-        wire::Chunk,
     },
 };
-
-/// How an answer ended, according to the upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Ending {
-    /// Why the model stopped; some servers do not say.
-    pub finish_reason: Option<&'static str>,
-    pub usage: Option<Usage>,
-}
 
 /// Time limits of one stream.
 #[derive(Clone, Copy, Debug)]
@@ -65,34 +56,25 @@ pub struct AnswerStream {
     /// Without the head it came with: headers and address would be kept as long as the stream is open.
     body: Body,
     limits: StreamLimits,
-    secrets: Secrets,
     decoder: Decoder,
     reading: Reading,
+    /// Its head said that it is no stream. What it says counts more, where it says anything.
+    is_labelled_whole: bool,
     /// When the last meaningful event came; `None` before the first word.
     last_event: Option<Instant>,
     /// Goes off at the deadline or before it: moving a timer at every event would cost more than looking again.
     alarm: Pin<Box<Sleep>>,
 }
 
-/// What the events so far said.
-#[derive(Debug, Default)]
-struct Reading {
-    /// Whether text has been handed on.
-    has_text: bool,
-    finish_reason: Option<&'static str>,
-    finished_at: Option<Instant>,
-    usage: Option<Usage>,
-    is_done: bool,
-    has_news: bool,
-    failure: Option<UpstreamError>,
-}
-
 impl AnswerStream {
     pub(super) fn new(response: Response, limits: StreamLimits, secrets: Secrets) -> Self {
         let alarm = Box::pin(sleep_until(limits.asked + limits.timeouts.first_token));
-        let (decoder, reading) = (Decoder::default(), Reading::default());
+        let (decoder, reading) = (Decoder::default(), Reading::new(secrets));
+        let content_type = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+        let is_labelled_whole =
+            [&b"application/json"[..], b"text/html"].iter().any(|kind| content_type.starts_with(kind));
         let body = response.into_body();
-        Self { body, limits, secrets, decoder, reading, last_event: None, alarm }
+        Self { body, limits, decoder, reading, is_labelled_whole, last_event: None, alarm }
     }
 
     /// Hands the next pieces of text, in order, to `on_text`: at least one, unless the answer has ended. What has arrived
@@ -102,28 +84,34 @@ impl AnswerStream {
     /// The answer broke, stalled, or is not one. The pieces before that have been handed on.
     pub async fn next(&mut self, mut on_text: impl FnMut(&str) + Send) -> Result<Option<Ending>, UpstreamError> {
         loop {
-            if std::mem::take(&mut self.reading.has_text) {
+            if self.reading.take_has_text() {
                 return Ok(None);
             }
-            if let Some(failure) = self.reading.failure.take() {
-                return Err(failure);
-            }
-            if self.reading.is_done {
-                return Ok(Some(Ending { finish_reason: self.reading.finish_reason, usage: self.reading.usage }));
+            if let Some(outcome) = self.reading.outcome() {
+                return outcome.map(Some);
             }
             self.wait(&mut on_text).await;
         }
     }
 
+    /// What the answer has cost, as far as it has come.
+    pub fn cost(&mut self) -> Cost {
+        // An error that refuses the question, told where an answer should begin, is a refusal like any other.
+        let is_refused = self.reading.is_refused();
+        let mut cost = self.reading.take_cost();
+        cost.calls = u32::from(!is_refused);
+        cost
+    }
+
     /// Waits for bytes, within the limits, and takes in all that have arrived.
     async fn wait(&mut self, on_text: &mut (impl FnMut(&str) + Send)) {
-        let Some(first) = self.arrival().await else { return };
+        let Some(first) = self.arrival(on_text).await else { return };
         self.take_in(first, on_text);
         // Where words come one by one, there is nothing to be gathered, and looking for it would cost every word a turn.
         let is_crowded = self.last_event.is_some_and(|last| last.elapsed() < CROWDED);
         let mut turns = if is_crowded { 0 } else { GATHER_TURNS };
         let mut gathered = 0;
-        while gathered < GATHER_BYTES && self.wants_more() {
+        while gathered < GATHER_BYTES && !self.reading.is_over() {
             if let Some(arrived) = self.look() {
                 if let Arrived::Bytes(bytes) = &arrived {
                     gathered += bytes.len();
@@ -137,16 +125,16 @@ impl AnswerStream {
                 break;
             }
         }
-        if std::mem::take(&mut self.reading.has_news) {
+        if self.reading.take_has_news() {
             self.last_event = Some(Instant::now());
         }
-        if self.reading.is_done {
+        if self.reading.is_done() {
             self.let_go().await;
         }
     }
 
     /// The next part of the body. `None` when the time for it is over.
-    async fn arrival(&mut self) -> Option<Arrived> {
+    async fn arrival(&mut self, on_text: &mut (impl FnMut(&str) + Send)) -> Option<Arrived> {
         let (deadline, ..) = self.deadline();
         if deadline < self.alarm.deadline() {
             self.alarm.as_mut().reset(deadline);
@@ -159,12 +147,11 @@ impl AnswerStream {
                     let (deadline, stage, limit) = self.deadline();
                     if Instant::now() < deadline {
                         self.alarm.as_mut().reset(deadline);
-                    } else if self.reading.finish_reason.is_some() {
-                        self.reading.is_done = true;
-                        self.body.finish();
-                        return None;
                     } else {
-                        self.reading.failure = Some(UpstreamError::Timeout { stage, limit });
+                        self.reading.end(End::Broken, UpstreamError::Timeout { stage, limit }, on_text);
+                        if self.reading.is_done() {
+                            self.body.finish();
+                        }
                         return None;
                     }
                 }
@@ -177,14 +164,10 @@ impl AnswerStream {
         pin!(self.body.next()).now_or_never()
     }
 
-    fn wants_more(&self) -> bool {
-        !self.reading.is_done && self.reading.failure.is_none()
-    }
-
     /// Until when to wait, for what, and which limit that is.
     fn deadline(&self) -> (Instant, Stage, Duration) {
         let Timeouts { first_token, idle, total, .. } = self.limits.timeouts;
-        let next = match (self.reading.finished_at, self.last_event) {
+        let next = match (self.reading.finished_at(), self.last_event) {
             (Some(finished), _) => (finished + USAGE_WAIT, Stage::Idle, idle),
             (None, Some(last)) => (last + idle, Stage::Idle, idle),
             (None, None) => (self.limits.asked + first_token, Stage::FirstToken, first_token),
@@ -195,18 +178,30 @@ impl AnswerStream {
 
     fn take_in(&mut self, arrived: Arrived, on_text: &mut impl FnMut(&str)) {
         let reading = &mut self.reading;
-        match arrived {
+        let (taken, end, otherwise) = match arrived {
             Arrived::Bytes(bytes) => {
-                let secrets = &self.secrets;
-                if self.decoder.feed(&bytes, |event| reading.event(event, secrets, on_text)).is_err() {
+                let taken = self.decoder.feed(&bytes, |event| reading.event(event, on_text));
+                if taken.is_err() {
                     reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
                 }
+                return;
             }
-            // With a finish reason the text is complete, whatever became of the rest.
-            Arrived::End | Arrived::Broken if reading.finish_reason.is_some() => reading.is_done = true,
-            Arrived::End => reading.fail(UpstreamError::Truncated),
-            Arrived::Broken => reading.fail(UpstreamError::Interrupted),
+            // What is there of a last event counts: half of one cannot be read.
+            Arrived::End => {
+                let taken = self.decoder.finish(|event| reading.event(event, on_text));
+                let is_nothing = self.is_labelled_whole && reading.has_said_nothing();
+                let whole = UpstreamError::Protocol("a whole body where a stream was asked for");
+                (taken, End::Orderly, if is_nothing { whole } else { UpstreamError::Truncated })
+            }
+            Arrived::Broken => {
+                let taken = self.decoder.finish(|event| reading.event(event, on_text));
+                (taken, End::Broken, UpstreamError::Interrupted)
+            }
+        };
+        if taken.is_err() {
+            reading.fail(UpstreamError::TooLarge { limit: sse::MAX_LINE_BYTES });
         }
+        reading.end(end, otherwise, on_text);
     }
 
     /// After `[DONE]` only the end of the body is left. It is nearly always there already; else it is waited for in the
@@ -235,48 +230,4 @@ async fn turn() {
         Poll::Pending
     })
     .await;
-}
-
-impl Reading {
-    fn fail(&mut self, failure: UpstreamError) {
-        if !self.is_done {
-            self.failure.get_or_insert(failure);
-        }
-    }
-
-    fn event(&mut self, event: sse::Event<'_>, secrets: &Secrets, on_text: &mut impl FnMut(&str)) {
-        if self.is_done || self.failure.is_some() {
-            return;
-        }
-        let data = event.data;
-        if data.starts_with("[DONE]") {
-            self.is_done = true;
-            return;
-        }
-        let Ok(chunk) = serde_json::from_str::<Chunk<'_>>(data) else {
-            return self.fail(UpstreamError::Protocol("a stream event that is not JSON"));
-        };
-        if chunk.error.is_some() || event.name == "error" {
-            return self.fail(classify_inside(data.as_bytes(), secrets));
-        }
-        if let Some(usage) = chunk.usage() {
-            self.usage = Some(usage);
-            self.has_news = true;
-        }
-        // Only one choice is asked for; others would be somebody else's answer.
-        for choice in chunk.choices.into_iter().flatten().filter(|choice| choice.index == 0) {
-            let delta = choice.delta.map(|delta| (delta.content.0, delta.refusal.0));
-            let (content, refusal) = delta.unwrap_or_default();
-            if let Some(text) = content.filter(|text| !text.is_empty()).or(refusal).filter(|text| !text.is_empty()) {
-                on_text(&text);
-                self.has_text = true;
-                self.has_news = true;
-            }
-            if let Some(reason) = choice.finish_reason.0 {
-                self.finish_reason = Some(known_finish_reason(&reason));
-                self.finished_at = Some(Instant::now());
-                self.has_news = true;
-            }
-        }
-    }
 }

@@ -65,7 +65,7 @@ async fn what_is_left_out_or_null_has_its_default() {
     let upstream = ScriptedUpstream::start().await;
     let app = TestApp::start_with(&upstream.base_url, |config| {
         config.defaults.model = "gpt-4".into();
-        config.defaults.temperature = 0.5;
+        config.defaults.temperature = Some(0.5);
         config.defaults.max_tokens = 99;
     })
     .await;

@@ -135,7 +135,7 @@ async fn every_kind_of_outage_counts_and_no_refusal_does() {
     let upstream = ScriptedUpstream::start().await;
     let app = start_with(&upstream, |config| {
         config.max_retries = 0;
-        config.timeouts.first_token = Duration::from_millis(100);
+        config.timeouts.whole = Duration::from_millis(300);
     })
     .await;
     upstream.then([Play::Reset]).then([Play::Close]).then([Play::Silence]).then_status(529, "", "{}");

@@ -233,8 +233,8 @@ async fn slow(script: Vec<Play>, timeouts: Timeouts, expected: (&str, &str)) {
 #[tokio::test]
 async fn no_first_byte_in_time_is_a_504_and_the_connection_is_closed() {
     let limit = Duration::from_millis(150);
-    let expected = ("upstream_timeout", "OpenAI API gave no answer within 150ms");
-    slow(vec![Play::Silence], quick(|t| t.first_token = limit), expected).await;
+    let expected = ("upstream_deadline", "OpenAI API gave no end of its answer within 150ms");
+    slow(vec![Play::Silence], quick(|t| t.whole = limit), expected).await;
 }
 
 #[tokio::test]

@@ -177,9 +177,13 @@ async fn what_may_have_been_billed_is_not_asked_again() {
 async fn is_asked_once(transport: Transport) {
     let upstream = ScriptedUpstream::over(transport).await;
     let limit = Duration::from_millis(150);
-    let app = start_with(&upstream, |config| config.timeouts.first_token = limit).await;
+    let app = start_with(&upstream, |config| {
+        config.timeouts.first_token = limit;
+        config.timeouts.whole = limit;
+    })
+    .await;
     upstream.then([Play::Silence]);
-    assert_eq!(ask(&app).await.error(504).1, "upstream_timeout");
+    assert_eq!(ask(&app).await.error(504).1, "upstream_deadline");
     upstream.then([Play::Silence]);
     let events = app.chat_as_stream(&json!({"message": "x"})).await.rest().await;
     assert_eq!(events[1].data["code"], "upstream_timeout");

@@ -36,7 +36,13 @@ pub const ROWS: &[Row] = &[
     shown(
         "U6",
         "It falls silent in the middle, comments aside",
-        &["comments_are_no_further_word", "comments_are_no_first_word", "a_silent_upstream_is_left"],
+        &[
+            "what_says_nothing_is_no_progress",
+            "thought_and_calls_of_tools_are_progress_and_are_not_passed_on",
+            "comments_are_no_further_word",
+            "comments_are_no_first_word",
+            "a_silent_upstream_is_left",
+        ],
     ),
     shown(
         "U7",
@@ -56,6 +62,9 @@ pub const ROWS: &[Row] = &[
         "U9",
         "It ends in good order without saying that it is complete",
         &[
+            "an_empty_finish_reason_is_none",
+            "done_alone_proves_nothing_when_no_text_came",
+            "the_last_event_counts_without_its_empty_line_if_it_is_whole",
             "an_end_in_good_order_without_proof_of_completion_is_an_error",
             "an_answer_that_breaks_off_is_never_passed_off_as_whole",
         ],
@@ -63,7 +72,13 @@ pub const ROWS: &[Row] = &[
     shown(
         "U10",
         "A finish reason and no `[DONE]`",
-        &["a_finish_reason_is_proof_whatever_becomes_of_the_rest", "behind_a_finish_reason_silence_is_no_error"],
+        &[
+            "a_finish_reason_beside_text_needs_an_end_in_good_order",
+            "what_comes_behind_a_finish_reason_takes_it_back",
+            "a_reason_that_names_a_failure_is_an_error_also_where_a_server_behind_the_server_gave_it",
+            "a_finish_reason_is_proof_whatever_becomes_of_the_rest",
+            "behind_a_finish_reason_silence_is_no_error",
+        ],
     ),
     shown("U11", "`[DONE]` and no finish reason", &["done_is_proof_without_a_finish_reason"]),
     shown(
@@ -74,7 +89,14 @@ pub const ROWS: &[Row] = &[
     shown(
         "U13",
         "An event that is not JSON, or odd JSON",
-        &["an_event_that_is_not_json_is_an_error_and_is_not_quoted", "what_is_merely_odd_is_read_over"],
+        &[
+            "an_event_that_says_nothing_is_skipped",
+            "an_odd_field_is_a_missing_field",
+            "half_a_character_waits_for_its_other_half",
+            "binary_garbage_between_events_is_read_over",
+            "an_event_that_is_not_json_is_an_error_and_is_not_quoted",
+            "what_is_merely_odd_is_read_over",
+        ],
     ),
     shown(
         "U14",
@@ -91,7 +113,7 @@ pub const ROWS: &[Row] = &[
         "U16",
         "A line, an event or an answer without end",
         &[
-            "a_line_of_more_than_a_mebibyte_is_an_error",
+            "a_line_of_more_than_16_mebibytes_is_an_error",
             "an_answer_of_more_than_16_mebibytes_is_an_error_with_what_fits",
             "an_answer_larger_than_16_mib_is_refused_whether_announced_or_not",
             "memory_is_bounded_in_a_line_and_in_an_event",
@@ -108,12 +130,19 @@ pub const ROWS: &[Row] = &[
     shown(
         "U18",
         "Status 200 and an error inside",
-        &["an_error_inside_the_stream_ends_it_first_or_later", "an_error_in_a_200_counts_as_the_status_it_names"],
+        &[
+            "an_error_is_told_wherever_the_upstream_tells_it",
+            "a_whole_answer_is_read_by_the_same_rules",
+            "an_error_inside_the_stream_ends_it_first_or_later",
+            "an_error_in_a_200_counts_as_the_status_it_names",
+        ],
     ),
     shown(
         "U19",
         "A page of HTML, or JSON where a stream was asked for",
         &[
+            "a_stream_that_comes_as_a_whole_answer_is_one_piece_and_an_end",
+            "a_whole_answer_that_comes_as_a_stream_is_whole_when_the_stream_is",
             "a_body_that_is_no_stream_is_an_error_and_is_not_quoted",
             "what_is_not_an_answer_is_a_502",
             "a_page_of_html_is_never_quoted",
@@ -123,20 +152,30 @@ pub const ROWS: &[Row] = &[
     noted(
         "U21",
         "A compressed body, or a bomb",
-        &["what_is_not_an_answer_is_a_502"],
-        "Nothing is asked for in compressed form and nothing is ever inflated: such a body is not an answer",
+        &["what_is_compressed_though_nobody_asked_is_refused_plainly_and_once", "what_is_not_an_answer_is_a_502"],
+        "`identity` is asked for and nothing is ever inflated: such a body is refused, and asking again would bring the same",
     ),
     shown(
         "U22",
         "It refuses the question",
-        &["upstreams_words_on_a_bad_request_are_passed_on_without_secrets", "what_would_fail_again_is_asked_once"],
+        &[
+            "the_reason_is_told_in_whatever_wrapping_it_comes",
+            "whatever_the_sentence_a_temperature_that_nobody_asked_for_is_left_out_and_that_is_remembered",
+            "what_the_caller_asked_for_and_the_model_refuses_goes_back_to_him",
+            "upstreams_words_on_a_bad_request_are_passed_on_without_secrets",
+            "what_would_fail_again_is_asked_once",
+        ],
     ),
     shown(
         "U23",
         "It refuses our key",
         &["a_refused_key_is_never_described", "a_key_that_is_refused_rests_and_the_next_one_serves_at_once"],
     ),
-    shown("U24", "No such model", &["every_status_of_the_upstream_has_its_place_in_the_table"]),
+    shown(
+        "U24",
+        "No such model",
+        &["a_404_is_about_the_model_only_if_it_says_so", "every_status_of_the_upstream_has_its_place_in_the_table"],
+    ),
     shown(
         "U25",
         "Too many requests",
@@ -147,7 +186,14 @@ pub const ROWS: &[Row] = &[
             "callers_are_told_how_long_to_wait",
         ],
     ),
-    shown("U26", "No money left", &["an_empty_account_is_never_asked_again_whatever_upstream_advises"]),
+    shown(
+        "U26",
+        "No money left",
+        &[
+            "an_account_without_money_is_recognised_by_whatever_name",
+            "an_empty_account_is_never_asked_again_whatever_upstream_advises",
+        ],
+    ),
     shown(
         "U27",
         "It fails with a 5xx",
@@ -185,7 +231,12 @@ pub const ROWS: &[Row] = &[
     noted(
         "U32",
         "It does not list its models",
-        &["while_upstream_cannot_be_asked_the_originals_fixed_list_is_given"],
+        &[
+            "a_list_of_models_is_read_in_every_form",
+            "a_key_that_may_not_list_models_may_chat_and_is_healthy",
+            "an_upstream_without_a_list_is_as_healthy_as_its_chats",
+            "while_upstream_cannot_be_asked_the_originals_fixed_list_is_given",
+        ],
         "The last list, or the fixed one, as long as it takes; no header says so",
     ),
     noted(

@@ -490,7 +490,7 @@ mod tests {
                     take(&mut tickets, which).into_iter().for_each(|ticket| ticket.settle(outcome.clone()));
                 }
                 Step::Fail { which } => {
-                    take(&mut tickets, which).into_iter().for_each(|ticket| ticket.settle(failed()))
+                    take(&mut tickets, which).into_iter().for_each(|ticket| ticket.settle(failed()));
                 }
                 Step::Leave { which } => drop(take(&mut tickets, which)),
                 Step::GiveUp { owner: who, key } => keys.give_up(&owner(who), &key.to_string(), id),

@@ -248,7 +248,7 @@ impl Key {
         let mut turned = Turned::default();
         match came {
             Came::NoConnection if counts || is_probe(passed.key) => {
-                turned.opened = self.breaker.failed(passed.key, now)
+                turned.opened = self.breaker.failed(passed.key, now);
             }
             Came::NoConnection | Came::Nothing => self.breaker.left(passed.key, now),
             Came::Answer | Came::Outage => turned.has_closed = self.breaker.succeeded(passed.key),

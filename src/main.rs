@@ -28,6 +28,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// Chosen by measurement; see ARCHITECTURE.md.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const USAGE: &str = "\
 ai-service: chat with OpenAI's models over HTTP
 

@@ -99,8 +99,9 @@ impl App {
             requests: Limited { limiter, quota: requests_quota(&config.rate_limits) },
             reconnects,
             tickets: needs_tickets.then_some(tickets),
+            root_path: config.root_path.clone(),
         };
-        let doors = Doors { origins: &config.cors, rules, docs: config.access.docs };
+        let doors = Doors { origins: &config.cors, rules, docs: config.access.docs, root_path: &config.root_path };
         let api = api::api(state.into(), doors);
         Ok(Self {
             api,

@@ -91,6 +91,8 @@ async fn create(
 }
 
 /// Read a conversation
+///
+/// What it is called, how long it is and what it has used up; its messages are at `GET …/messages`.
 #[utoipa::path(
     get, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "read_conversation",
     params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
@@ -145,6 +147,8 @@ async fn save(
 }
 
 /// Remove a conversation
+///
+/// With everything that was said in it, for good.
 #[utoipa::path(
     delete, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "delete_conversation",
     params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
@@ -203,6 +207,8 @@ async fn clear(
 }
 
 /// Sum a conversation up
+///
+/// In numbers: the model is not asked.
 #[utoipa::path(
     get, path = "/conversations/{conversation_id}/summary", tag = "conversations", operation_id = "summarize_conversation",
     params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),

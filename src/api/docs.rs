@@ -17,7 +17,7 @@ use bytes::Bytes;
 use utoipa::{
     IntoParams, IntoResponses, OpenApi, PartialSchema, ToSchema,
     openapi::{
-        RefOr, Schema,
+        Content, RefOr, Schema,
         schema::{AnyOfBuilder, Ref},
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
@@ -278,6 +278,20 @@ pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi, is_open:
             for (status, response) in &refusals {
                 operation.responses.responses.entry(status.clone()).or_insert_with(|| response.clone());
             }
+        }
+    }
+}
+
+/// Describes `lastEventId` by its content, which means the same. Some generators write names in a form of their own, in which
+/// this one is `last_event_id`, and then leave the whole operation out; a parameter of that kind they skip.
+pub(crate) fn tell_names_apart(document: &mut utoipa::openapi::OpenApi) {
+    let operations = document.paths.paths.values_mut().filter_map(|item| item.get.as_mut());
+    for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
+        if let RefOr::T(parameter) = parameter
+            && parameter.name == "lastEventId"
+        {
+            let content = Content::new(parameter.schema.take());
+            parameter.content.insert("text/plain".to_owned(), content.into());
         }
     }
 }

@@ -71,6 +71,7 @@ pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
     paths.push(health::ALIAS.to_owned());
     docs::say_who_may_call(&mut document, rules.is_open());
     docs::say_where(&mut document, root_path);
+    docs::tell_names_apart(&mut document);
     let routes = if docs == Docs::On {
         paths.extend(docs::PATHS.map(str::to_owned));
         routes.merge(docs::router(&document))

@@ -77,7 +77,7 @@ struct Settings {
 
 /// Ask, read and stop over one WebSocket
 ///
-/// Every frame is one JSON object, as text. The client sends
+/// Not from this page: it knows no WebSockets. Every frame is one JSON object, as text. The client sends
 ///
 /// * `{"type":"chat", …}` with the fields of `POST /chat/stream`: begins a stream and follows it;
 /// * `{"type":"resume","stream_id":"…","last_event_id":2}`: follows a stream behind that event, or from START without
@@ -97,7 +97,7 @@ struct Settings {
 /// come back and resume). To leave is to stop reading: `on_disconnect` says what becomes of a stream.
 #[utoipa::path(
     get, path = "/chat/ws", tag = "streams", operation_id = "chat_socket",
-    params(("Origin" = Option<String>, Header, description = "Sent by browsers; must be in `CORS_ALLOW_ORIGINS`, if that is a list")),
+    params(("Origin" = Option<String>, Header, description = "Sent by browsers; must be in `CORS_ALLOW_ORIGINS`, if that is a list, or of the host and port that are asked")),
     responses((status = 101, description = "The connection is a WebSocket now"), SocketErrors),
 )]
 async fn socket(

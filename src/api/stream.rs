@@ -167,7 +167,7 @@ async fn claim(state: &AppState, owner: &Owner, key: &str, request: &StreamReque
 #[utoipa::path(
     get, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "read_stream",
     params(
-        ("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid"),
+        ("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid", example = json!("3e458467-c21f-4429-a90d-e0d2f496e3b2")),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was read"),
         ("last_event_id" = Option<String>, Query, description = "The same, for those who cannot send headers; the header wins"),
         ("lastEventId" = Option<String>, Query, description = "`last_event_id`, as event-source-polyfill writes it"),
@@ -235,7 +235,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
 /// The upstream is left at once. Whoever reads the stream gets END with the text so far and `finish_reason` `cancelled`.
 #[utoipa::path(
     delete, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "stop_stream",
-    params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid")),
+    params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid", example = json!("3e458467-c21f-4429-a90d-e0d2f496e3b2"))),
     responses((status = 200, description = "The stream has ended", body = StoppedBody), StreamErrors, PlainErrors),
 )]
 async fn stop(

@@ -81,7 +81,7 @@ pub(super) fn options(url: &str) -> Result<PgConnectOptions, sqlx::Error> {
             if is_known(name) {
                 url.query_pairs_mut().append_pair(name, value);
             } else {
-                let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(40).collect();
+                let name: String = name.chars().filter(char::is_ascii_graphic).take(40).collect();
                 tracing::warn!(name, "DATABASE_URL has a parameter that is not known and has no effect");
             }
         }
@@ -151,6 +151,17 @@ fn unfit(error: &sqlx::Error) -> Option<Unfit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_tls_comes_to_is_no_outage() {
+        let untrusted = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        let untrusted = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, untrusted));
+        let Some(Unfit::Tls(reason)) = unfit(&untrusted) else { panic!("TLS") };
+        assert!(reason.contains("UnknownIssuer"), "{reason}");
+        assert_eq!(unfit(&sqlx::Error::Tls("server does not support TLS".into())), Some(Unfit::NoTls));
+        assert_eq!(unfit(&sqlx::Error::Io(std::io::ErrorKind::ConnectionRefused.into())), None);
+        assert_eq!(unfit(&sqlx::Error::PoolTimedOut), None);
+    }
 
     #[test]
     fn what_is_known_of_an_address_is_kept() {

@@ -257,6 +257,11 @@ impl ChatStreams {
         }
     }
 
+    /// How many streams of this process run.
+    pub fn running(&self) -> usize {
+        self.0.running.len()
+    }
+
     /// Tells every running stream of this process to end now.
     pub fn stop_all(&self) -> usize {
         let running: Vec<_> = self.0.running.iter().map(|running| *running.key()).collect();

@@ -333,6 +333,25 @@ fn the_health_check_tells_a_running_service_from_none() {
     assert_eq!(run(&["healthcheck"], &[("PORT", "x")]).status.code(), Some(64));
 }
 
+#[test]
+fn whoever_stops_it_hears_what_it_waits_for() {
+    let mut service = Running::start(&["--demo"], &[("SHUTDOWN_GRACE_SECONDS", "17")]);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    let body = r#"{"message":"x","model":"sim-long"}"#;
+    let head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n";
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    // It runs.
+    std::io::Read::read_exact(&mut stream, &mut [0; 16]).unwrap();
+    service.signal("-INT");
+    let mut said = String::new();
+    while !said.contains("waiting for 1 answer, at most 17 s; Ctrl-C again ends at once") {
+        assert_ne!(service.rest.read_line(&mut said).unwrap(), 0, "{said}");
+    }
+    service.signal("-INT");
+    assert_eq!(service.end().0, Some(130));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_lets_a_running_answer_finish_and_a_second_one_does_not_wait() {
     use crate::support::{

@@ -103,7 +103,7 @@ ProxyPass "/" "${service}/" flushpackets=auto
     const next = path.resolve("node_modules/.bin/next");
     const env = {...process.env, NEXT_TELEMETRY_DISABLED: "1"};
     const build = run(next, ["build"], {cwd, env});
-    const late = sleep(120_000).then(() => build.end());
+    const late = sleep(240_000).then(() => build.end());
     await Promise.race([build.over, late]);
     if (!fs.existsSync(path.join(cwd, ".next/BUILD_ID"))) throw new Error(`it is not built: ${build.said().slice(-300)}`);
     return run(next, ["start", "-p", String(port), "-H", "127.0.0.1"], {cwd, env});

@@ -281,21 +281,21 @@ fn accepted(headers: &HeaderMap, media_type: &str) -> Option<bool> {
     named
 }
 
-/// The names that a cursor has in a query: the service's own, and those that replacements of a browser's EventSource write,
-/// which cannot send headers either.
-const CURSOR_NAMES: [&str; 3] = ["last_event_id", "lastEventId", "evs_last_event_id"];
+/// The names that a cursor has in a query: those that replacements of a browser's EventSource write, which cannot send headers
+/// either, and the service's own. When they come back they write theirs beside what the page's address has, so theirs win.
+const CURSOR_NAMES: [&str; 3] = ["lastEventId", "evs_last_event_id", "last_event_id"];
 
 /// How far the caller has read. What is no number counts as nothing: an error would end a browser's EventSource for good.
-///
-/// Of several in a query the last counts: a client that comes back writes its own behind what the page's address has.
+/// Of several of one name the first counts.
 pub(crate) fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
     let header = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty());
     if let Some(header) = header {
         return parse_cursor(header.to_str().ok()?);
     }
     let pairs = url::form_urlencoded::parse(query?.as_bytes());
-    let mut named = pairs.filter(|(name, value)| CURSOR_NAMES.contains(&&**name) && !value.is_empty());
-    parse_cursor(&named.by_ref().last()?.1)
+    let named = |wanted: &&str| pairs.clone().find(|(name, value)| name == *wanted && !value.is_empty());
+    let (_, value) = CURSOR_NAMES.iter().find_map(named)?;
+    parse_cursor(&value)
 }
 
 /// Digits and nothing else.

@@ -80,11 +80,6 @@ impl Running {
         &self.first_line
     }
 
-    /// What it said up to the line that names its address.
-    pub fn first_line(&self) -> &str {
-        &self.first_line
-    }
-
     /// The process, which is the service itself whatever command it began as.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -335,7 +330,7 @@ fn the_health_check_tells_a_running_service_from_none() {
 
 #[test]
 fn whoever_stops_it_hears_what_it_waits_for() {
-    let mut service = Running::start(&["--demo"], &[("SHUTDOWN_GRACE_SECONDS", "17")]);
+    let service = Running::start(&["--demo"], &[("SHUTDOWN_GRACE_SECONDS", "17")]);
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", service.port)).unwrap();
     let body = r#"{"message":"x","model":"sim-long"}"#;
     let head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n";
@@ -344,10 +339,12 @@ fn whoever_stops_it_hears_what_it_waits_for() {
     // It runs.
     std::io::Read::read_exact(&mut stream, &mut [0; 16]).unwrap();
     service.signal("-INT");
-    let mut said = String::new();
-    while !said.contains("waiting for 1 answer, at most 17 s; Ctrl-C again ends at once") {
-        assert_ne!(service.rest.read_line(&mut said).unwrap(), 0, "{said}");
-    }
+    while !service
+        .rest
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .contains("waiting for 1 answer, at most 17 s; Ctrl-C again ends at once")
+    {}
     service.signal("-INT");
     assert_eq!(service.end().0, Some(130));
 }

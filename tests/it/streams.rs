@@ -213,7 +213,8 @@ async fn the_cursor_may_stand_in_the_query_and_the_header_wins() {
         (None, "?evs_last_event_id=3&evs_preamble", 4),
         // A client that comes back writes its own behind what the page's address has.
         (None, "?last_event_id=1&lastEventId=3", 4),
-        (None, "?lastEventId=1&lastEventId=3", 4),
+        (None, "?lastEventId=3&last_event_id=1", 4),
+        (None, "?lastEventId=3&lastEventId=1", 4),
         (None, "?last_event_id=3&lastEventId=", 4),
         (Some("1"), "?lastEventId=3", 2),
         (None, "?last_event_id=%33", 4),

@@ -290,8 +290,8 @@ impl TestApp {
             request = request.header("last-event-id", header);
         }
         let pairs = url::form_urlencoded::parse(query.trim_start_matches('?').as_bytes());
-        let names = ["last_event_id", "lastEventId", "evs_last_event_id"];
-        let in_query = pairs.filter(|(name, value)| names.contains(&&**name) && !value.is_empty()).last();
+        let named = |wanted: &&str| pairs.clone().find(|(name, value)| name == *wanted && !value.is_empty());
+        let in_query = ["lastEventId", "evs_last_event_id", "last_event_id"].iter().find_map(named);
         let in_query = in_query.map(|(_, value)| value.into_owned());
         let asked_for = header.map(str::to_owned).or(in_query).and_then(|cursor| cursor.parse().ok());
         self.open(request, asked_for.unwrap_or(0)).await

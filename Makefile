@@ -1,6 +1,6 @@
 # What a developer types. `make test` on a bare Debian or Ubuntu installs what it needs.
 
-.PHONY: test check fmt clippy docs test-tools bench fuzz slow audit image-test
+.PHONY: test check fmt clippy docs test-tools bench fuzz clients slow audit image-test
 
 # Every test: those of `cargo test`, and those that need a browser, curl, a validator or PostgreSQL.
 test: test-tools
@@ -30,6 +30,11 @@ bench:
 # The API against its own document, with schemathesis: FUZZ_SECONDS for each of two rounds, 120 if not said otherwise.
 fuzz:
 	scripts/fuzz
+
+# Packages as their users have them: clients, generated clients, linters and proxies. Takes five minutes; of the proxies, those that
+# are installed.
+clients:
+	scripts/clients/run
 
 # A thousand slow connections in each of slowhttptest's modes. Takes five minutes.
 slow:

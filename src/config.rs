@@ -5,6 +5,7 @@
 //! and reported together.
 
 mod access;
+mod dotenv;
 mod reader;
 mod settings;
 mod upstream;
@@ -17,7 +18,7 @@ pub use settings::{
 };
 pub use upstream::{BreakerLimits, ConnectionLimits, OPENAI_BASE_URL, Timeouts, Upstream};
 
-use std::{borrow::Cow, collections::BTreeMap, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, path::Path};
 
 use url::Url;
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub listen: Listen,
     pub upstream: Upstream,
     pub defaults: Defaults,
+    /// `ROOT_PATH`: the path below which a proxy in front serves this service, such as `/ai`. Empty by default.
+    pub root_path: String,
     pub cors: AllowedOrigins,
     pub log: Log,
     pub limits: Limits,
@@ -57,30 +60,91 @@ impl std::error::Error for ConfigError {}
 /// Variables by name, before they are understood.
 pub type Variables = BTreeMap<String, String>;
 
-/// The process environment, completed by `.env`.
+/// The process environment, completed by the `.env` of the working directory; those of the directories above may be
+/// another program's, or of whoever may write there. With it, what to tell the operator of the file.
 ///
 /// # Errors
 /// A `.env` that is there but cannot be read.
-pub fn variables() -> Result<Variables, ConfigError> {
-    let mut found = Variables::new();
-    match dotenvy::dotenv_iter() {
-        Ok(lines) => {
-            for line in lines {
-                // dotenvy's own message quotes the line, which may hold the key.
-                let (name, value) = line.map_err(|_| {
-                    ConfigError(vec![".env: a line is not NAME=value; quote values with spaces".into()])
-                })?;
-                found.insert(name, value);
-            }
-        }
-        Err(error) if error.not_found() => {}
-        Err(_) => return Err(ConfigError(vec![".env is there but cannot be read".into()])),
-    }
+pub fn variables() -> Result<(Variables, Vec<String>), ConfigError> {
+    let entries = dotenv::read(Path::new(".env"))?;
+    let warnings = entries.iter().filter_map(|entry| unknown(&entry.name, entry.line)).collect();
+    let mut found: Variables = entries.into_iter().map(|entry| (entry.name, entry.value)).collect();
     // A variable that is not UTF-8 cannot be one of ours: all of ours are ASCII.
     found.extend(
         std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))),
     );
-    Ok(found)
+    Ok((found, warnings))
+}
+
+/// Every variable of the service.
+fn known_names() -> Vec<&'static str> {
+    let nothing = Variables::new();
+    let mut read = Reader::new(&nothing);
+    read_everything(&mut read, false);
+    read.asked.into_iter().collect()
+}
+
+/// What to say of a name in `.env`, if it is none of the service's. The name itself is shown only if it looks like one: what
+/// else stands before a `=` may be part of a key.
+fn unknown(name: &str, line: usize) -> Option<String> {
+    let known = known_names();
+    // Compose reads the same file for itself.
+    if known.contains(&name) || name == "PORT_ON_HOST" || name.starts_with("COMPOSE_") {
+        return None;
+    }
+    let looks_like_one =
+        name.len() <= 64 && name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_');
+    let shown = if looks_like_one { format!(" {name}") } else { String::new() };
+    let meant = name.to_ascii_uppercase();
+    let nearest = known.into_iter().map(|known| (distance(&meant, known), known)).min();
+    let hint = match nearest {
+        Some((far, known)) if far <= known.len() / 2 => format!("; did you mean {known}?"),
+        _ => String::new(),
+    };
+    Some(format!(".env, line {line}: no variable of this service has the name{shown}, so it has no effect{hint}"))
+}
+
+/// How many letters have to be put in, taken out or changed to make one name of the other.
+fn distance(one: &str, other: &str) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(row.first_mut().unwrap_or(&mut 0), i + 1);
+        let mut left = i + 1;
+        for (cell, b) in row.iter_mut().skip(1).zip(other.bytes()) {
+            let changed = diagonal + usize::from(a != b);
+            diagonal = *cell;
+            left = changed.min(left + 1).min(*cell + 1);
+            *cell = left;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// What may stand at the beginning of a file that an editor says is UTF-8, and belongs to no value.
+fn without_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
+
+/// Every variable, understood.
+fn read_everything(read: &mut Reader<'_>, demo: bool) -> Config {
+    Config {
+        listen: read.listen(),
+        upstream: Upstream {
+            max_retries: read.max_retries(),
+            timeouts: read.timeouts(),
+            connections: upstream_connections(demo),
+            ..if demo { Upstream::placeholder() } else { read.upstream() }
+        },
+        defaults: read.defaults(),
+        root_path: read.root_path(),
+        cors: read.cors(),
+        log: read.log(),
+        limits: read.limits(demo),
+        streams: read.streams(),
+        conversations: read.conversations(demo),
+        access: read.access(),
+        rate_limits: read.rate_limits(),
+    }
 }
 
 impl Config {
@@ -92,23 +156,7 @@ impl Config {
     pub fn from_variables(variables: &Variables, demo: bool) -> Result<Self, ConfigError> {
         let mut read = Reader::new(variables);
         read.check_proxies();
-        let config = Self {
-            listen: read.listen(),
-            upstream: Upstream {
-                max_retries: read.max_retries(),
-                timeouts: read.timeouts(),
-                connections: upstream_connections(demo),
-                ..if demo { Upstream::placeholder() } else { read.upstream() }
-            },
-            defaults: read.defaults(),
-            cors: read.cors(),
-            log: read.log(),
-            limits: read.limits(demo),
-            streams: read.streams(),
-            conversations: read.conversations(demo),
-            access: read.access(),
-            rate_limits: read.rate_limits(),
-        };
+        let config = read_everything(&mut read, demo);
         read.finish(config)
     }
 
@@ -143,9 +191,9 @@ impl Config {
 }
 
 impl Config {
-    /// What to tell the operator at start, though it is allowed.
+    /// What to tell the operator at start, though it is allowed. What a `demo` answers costs nobody anything.
     #[must_use]
-    pub fn warnings(&self) -> Vec<Cow<'static, str>> {
+    pub fn warnings(&self, demo: bool) -> Vec<Cow<'static, str>> {
         let mut warnings: Vec<Cow<'static, str>> = Vec::new();
         if let ConnectionBound::OpenFiles { files, wanted: Some(wanted) } = self.limits.bound {
             let possible = self.limits.connections;
@@ -156,7 +204,7 @@ impl Config {
         }
         let Access { keys, jwt, allowed, trusted_proxies, .. } = &self.access;
         let is_protected = !keys.is_empty() || jwt.is_some() || !allowed.is_empty();
-        if !self.listen.is_loopback() && !is_protected {
+        if !self.listen.is_loopback() && !is_protected && !demo {
             warnings.push(
                 "listening beyond this machine with nothing protecting it: whoever reaches this port chats at \
                  this service's expense; set API_KEYS, a JWT_ variable or ALLOWED_IPS, or HOST=127.0.0.1"
@@ -258,9 +306,180 @@ mod tests {
         let list = config(&[("CORS_ALLOW_ORIGINS", "https://A.example:443, http://localhost:3000,")]).unwrap().cors;
         let expected = vec!["https://a.example".to_owned(), "http://localhost:3000".to_owned()];
         assert_eq!(list, AllowedOrigins::List(expected));
-        for bad in ["https://a.example/", "a.example", "*,https://a.example", "null", ","] {
+        let apps =
+            "capacitor://localhost, ionic://localhost,tauri://localhost,chrome-extension://abcdefghij,app://x:8080";
+        let AllowedOrigins::List(apps) = config(&[("CORS_ALLOW_ORIGINS", apps)]).unwrap().cors else {
+            panic!("a list")
+        };
+        assert_eq!(apps.len(), 5);
+        assert_eq!((apps[0].as_str(), apps[4].as_str()), ("capacitor://localhost", "app://x:8080"));
+        for bad in [
+            "https://a.example/",
+            "a.example",
+            "*,https://a.example",
+            "null",
+            ",",
+            "capacitor://localhost/",
+            "capacitor://localhost/path",
+            "app://x?y",
+            "app://x#y",
+            "app://*",
+            "app://*.example",
+            "app://",
+            "app:x",
+            "app://user@x",
+            "app://x:99999",
+            "app://x:",
+            "1app://x",
+            "://x",
+            "file://x",
+            "wss://a.example",
+            "https://*.example",
+        ] {
             assert!(config(&[("CORS_ALLOW_ORIGINS", bad)]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_root_path_is_a_path_and_nothing_else() {
+        for (given, expected) in [
+            ("", ""),
+            ("/", ""),
+            ("/ai", "/ai"),
+            ("/ai/", "/ai"),
+            ("/a.b/c-d_e~f", "/a.b/c-d_e~f"),
+            ("/%EA%B0%80", "/%EA%B0%80"),
+        ] {
+            assert_eq!(config(&[("ROOT_PATH", given)]).unwrap().root_path, expected, "{given}");
+        }
+        for bad in [
+            "ai",
+            "//ai",
+            "/ai//x",
+            "/a b",
+            "/ai?x",
+            "/ai#x",
+            "/../x",
+            "/./x",
+            "https://a.example/ai",
+            "/가",
+            "/%zz",
+            "/a\\b",
+        ] {
+            let error = config(&[("ROOT_PATH", bad)]).unwrap_err().to_string();
+            assert!(error.contains("ROOT_PATH"), "{bad}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_not_known_gets_the_nearest_that_is() {
+        let said = unknown("RATE_LIMIT_REQUEST_PER_MINUTE", 3).unwrap();
+        assert!(said.contains("line 3") && said.contains(" RATE_LIMIT_REQUEST_PER_MINUTE,"), "{said}");
+        assert!(said.contains("did you mean RATE_LIMIT_REQUESTS_PER_MINUTE?"), "{said}");
+        for (name, nearest) in [
+            ("APIKEYS", "API_KEYS"),
+            ("api_keys", "API_KEYS"),
+            ("OPENAI_KEY", "OPENAI_API_KEY"),
+            ("CORS_ALLOWED_ORIGINS", "CORS_ALLOW_ORIGINS"),
+            ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
+        ] {
+            let said = unknown(name, 1).unwrap();
+            assert!(said.contains(&format!("did you mean {nearest}?")), "{said}");
+        }
+        assert!(!unknown("HTTPS_PROXY", 1).unwrap().contains("secret"));
+        let key = unknown("c2VjcmV0LWtleQ", 1).unwrap();
+        assert!(!key.contains("c2Vj"), "{key}");
+        for known in known_names().into_iter().chain(["PORT_ON_HOST", "COMPOSE_PROJECT_NAME"]) {
+            assert_eq!(unknown(known, 1), None, "{known}");
+        }
+        assert_eq!((distance("", "abc"), distance("abc", "abc"), distance("kitten", "sitting")), (3, 0, 3));
+    }
+
+    #[test]
+    fn quotes_around_a_value_are_no_part_of_it() {
+        // As `docker run --env-file` hands them over.
+        let names = [
+            "OPENAI_API_KEY",
+            "API_KEYS",
+            "JWT_SECRET",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "DATABASE_URL",
+            "OPENAI_ORG_ID",
+            "OPENAI_BASE_URL",
+            "PORT",
+            "DEFAULT_MODEL",
+            "CORS_ALLOW_ORIGINS",
+            "LOG_LEVEL",
+            "UPSTREAM_CA_FILE",
+        ];
+        for quote in ['"', '\''] {
+            for name in names {
+                let value = format!("{quote}canary-0123456789abcdef{quote}");
+                let error = Config::from_variables(&variables(&[(name, &value)]), false).unwrap_err();
+                let own: Vec<_> = error.0.iter().filter(|problem| problem.starts_with(name)).collect();
+                assert!(own.iter().any(|problem| problem.contains("has quotes around it")), "{name}: {error}");
+                let is_secret =
+                    !["PORT", "DEFAULT_MODEL", "CORS_ALLOW_ORIGINS", "LOG_LEVEL", "UPSTREAM_CA_FILE"].contains(&name);
+                assert!(!is_secret || !error.to_string().contains("canary"), "{error}");
+            }
+            for (name, value) in [
+                ("OPENAI_API_KEY", format!("sk-one,{quote}canary{quote}")),
+                ("API_KEYS", format!("web:{quote}canary-0123456789abcdef{quote}")),
+                ("API_KEYS", format!("web:0123456789abcdef,{quote}app:canary-0123456789abcdef{quote}")),
+            ] {
+                let error = Config::from_variables(&variables(&[(name, &value)]), false).unwrap_err().to_string();
+                assert!(error.contains("has quotes around it") && !error.contains("canary"), "{error}");
+            }
+        }
+        assert!(
+            config(&[("JWT_SECRET", "\"a secret of at least thirty-two bytes")]).is_ok(),
+            "one quote is a character"
+        );
+    }
+
+    #[test]
+    fn a_files_byte_order_mark_is_no_part_of_its_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, format!("\u{feff}{content}")).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let pairs = [
+            ("OPENAI_API_KEY_FILE", file("openai", "sk-one\r\n")),
+            ("API_KEYS_FILE", file("keys", "alice:a-key-of-sixteen-x\n")),
+            ("JWT_SECRET_FILE", file("secret", "a secret of at least thirty-two bytes\n")),
+            ("DATABASE_URL_FILE", file("database", "postgres://user:password@db/name\n")),
+        ];
+        let pairs: Vec<_> = pairs.iter().map(|(name, path)| (*name, path.as_str())).collect();
+        let config = Config::from_variables(&variables(&pairs), false).unwrap();
+        assert_eq!(shown(&config.upstream.api_keys), ["sk-one"]);
+        assert_eq!(config.access.keys, [ApiKey::new("alice", "a-key-of-sixteen-x")]);
+        let pem = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=\n-----END PUBLIC KEY-----\n";
+        let pem = file("pem", pem);
+        assert!(
+            Config::from_variables(&variables(&[("JWT_PUBLIC_KEY_FILE", &pem)]), true).unwrap().access.jwt.is_some()
+        );
+        let empty = Config::from_variables(&variables(&[("OPENAI_API_KEY_FILE", &file("empty", "\n"))]), false);
+        assert!(empty.unwrap_err().to_string().contains("is empty"));
+    }
+
+    #[test]
+    fn the_placeholder_is_no_key() {
+        for key in [
+            "sk-your-key",
+            "sk-real,sk-your-key",
+            "your-api-key",
+            "YOUR_OPENAI_API_KEY",
+            "sk-your-api-key-here",
+            "sk-...",
+        ] {
+            let error = Config::from_variables(&variables(&[("OPENAI_API_KEY", key)]), false).unwrap_err().to_string();
+            assert!(error.contains("OPENAI_API_KEY is a placeholder"), "{key}: {error}");
+            assert!(Config::from_variables(&variables(&[("OPENAI_API_KEY", key)]), true).is_ok(), "a demo needs none");
+        }
+        assert!(config(&[("OPENAI_API_KEY", "sk-yourself0123")]).is_ok());
     }
 
     fn shown(keys: &[SecretString]) -> Vec<&str> {
@@ -361,22 +580,13 @@ mod tests {
             .collect();
 
         let mut read = Reader::new(&listed);
-        read.listen();
-        read.upstream();
-        read.max_retries();
-        read.defaults();
-        read.cors();
-        read.log();
-        read.limits(false);
-        read.timeouts();
-        read.streams();
-        read.conversations(false);
-        read.access();
-        read.rate_limits();
+        read_everything(&mut read, false);
         let asked: Vec<_> = read.asked.iter().map(|name| (*name).to_owned()).collect();
         assert_eq!(listed.keys().cloned().collect::<Vec<_>>(), asked);
 
         let mut shown = listed.clone();
+        // The one in the file is refused.
+        shown.insert("OPENAI_API_KEY".into(), "sk-test".into());
         shown.remove("OPENAI_API_KEY_FILE");
         for file in ["DATABASE_URL_FILE", "API_KEYS_FILE", "JWT_SECRET_FILE", "JWT_PUBLIC_KEY_FILE"] {
             shown.remove(file);
@@ -385,9 +595,10 @@ mod tests {
         let from_nothing = config(&[]).unwrap();
         let settings = |c: &Config| {
             // Every field, so that a new one is not forgotten; of the upstream, what has a default.
-            let Config { listen, defaults, cors, log, limits, streams, conversations, upstream, access, rate_limits } =
-                c;
-            let (outer, inner) = ((listen, defaults, cors, log, limits), (streams, conversations, access, rate_limits));
+            let Config { listen, defaults, root_path, cors, log, .. } = c;
+            let Config { limits, streams, conversations, upstream, access, rate_limits, .. } = c;
+            let outer = (listen, defaults, root_path, cors, log);
+            let inner = (limits, streams, conversations, access, rate_limits);
             // Whoever sets the time of an answer sets it for whole ones, too; the example shows that of streams.
             let timeouts = Timeouts { whole: Timeouts::default().whole, ..upstream.timeouts };
             format!("{outer:?} {inner:?} {:?}", (upstream.max_retries, timeouts))
@@ -434,22 +645,23 @@ mod tests {
 
     #[test]
     fn a_warning_is_given_beyond_loopback_and_for_plain_http() {
-        assert_eq!(config(&[("HOST", "127.0.0.1")]).unwrap().warnings().len(), 0);
-        assert_eq!(config(&[("HOST", "::1")]).unwrap().warnings().len(), 0);
-        assert_eq!(config(&[]).unwrap().warnings().len(), 1);
+        assert_eq!(config(&[("HOST", "127.0.0.1")]).unwrap().warnings(false).len(), 0);
+        assert_eq!(config(&[("HOST", "::1")]).unwrap().warnings(false).len(), 0);
+        assert_eq!(config(&[]).unwrap().warnings(false).len(), 1);
         let key = ("API_KEYS", "web:a-key-of-sixteen-x");
-        assert_eq!(config(&[key]).unwrap().warnings().len(), 0);
-        assert_eq!(config(&[("ALLOWED_IPS", "10.0.0.0/8")]).unwrap().warnings().len(), 0);
+        assert_eq!(config(&[key]).unwrap().warnings(false).len(), 0);
+        assert_eq!(config(&[("ALLOWED_IPS", "10.0.0.0/8")]).unwrap().warnings(false).len(), 0);
         let plain = [("HOST", "localhost"), ("OPENAI_BASE_URL", "http://llm.example/v1")];
-        assert_eq!(config(&plain).unwrap().warnings().len(), 1);
+        assert_eq!(config(&plain).unwrap().warnings(false).len(), 1);
         for protection in [
             ("API_KEYS", "alice:a-key-of-sixteen-x"),
             ("JWT_SECRET", "a secret of at least thirty-two bytes"),
             ("ALLOWED_IPS", "10.0.0.0/8"),
         ] {
-            assert_eq!(config(&[protection]).unwrap().warnings(), [""; 0], "{protection:?}");
+            assert_eq!(config(&[protection]).unwrap().warnings(false), [""; 0], "{protection:?}");
         }
-        let trusting = config(&[("HOST", "::1"), ("TRUSTED_PROXIES", "10.0.0.1,::/0")]).unwrap().warnings();
+        assert_eq!(config(&[]).unwrap().warnings(true), [""; 0], "a demo costs nothing");
+        let trusting = config(&[("HOST", "::1"), ("TRUSTED_PROXIES", "10.0.0.1,::/0")]).unwrap().warnings(false);
         let [warning] = &trusting[..] else {
             panic!("one warning");
         };

@@ -59,7 +59,10 @@ fn main() -> ExitCode {
         ["backup", file] => backup(Path::new(file)),
         ["--version" | "-V"] => say(&format!("ai-service {}\n", env!("CARGO_PKG_VERSION"))),
         ["--help" | "-h"] => say(USAGE),
-        _ => fail(EX_USAGE, &format!("unknown arguments\n\n{USAGE}")),
+        [first, ..] => {
+            let settings = "settings are environment variables, such as PORT=9000 ai-service";
+            fail(EX_USAGE, &format!("cannot understand {first:?} here; {settings}\n\n{USAGE}"))
+        }
     }
 }
 
@@ -77,7 +80,7 @@ fn fail(code: u8, text: &str) -> ExitCode {
 }
 
 fn health() -> ExitCode {
-    match config::variables().and_then(|variables| Config::listen_from(&variables)) {
+    match config::variables().and_then(|(variables, _)| Config::listen_from(&variables)) {
         Err(error) => fail(EX_USAGE, &error.to_string()),
         Ok(listen) => match health_check::ask(&listen) {
             Ok(answer) => say(&format!("{answer}\n")),
@@ -87,7 +90,7 @@ fn health() -> ExitCode {
 }
 
 fn backup(to: &Path) -> ExitCode {
-    let database = match config::variables().and_then(|variables| Config::database_from(&variables)) {
+    let database = match config::variables().and_then(|(variables, _)| Config::database_from(&variables)) {
         Ok(database) => database,
         Err(error) => return fail(EX_USAGE, &error.to_string()),
     };
@@ -105,8 +108,10 @@ fn serve(demo: bool) -> ExitCode {
     // Each connection is a file, and usual shells and units give 1,024. As many as may be had; what comes of it the
     // configuration looks up and says.
     let _ = rlimit::increase_nofile_limit(u64::MAX);
-    let config = match config::variables().and_then(|variables| Config::from_variables(&variables, demo)) {
-        Ok(config) => config,
+    let read = config::variables()
+        .and_then(|(variables, warnings)| Config::from_variables(&variables, demo).map(|config| (config, warnings)));
+    let (config, warnings) = match read {
+        Ok(read) => read,
         Err(error) => return fail(EX_USAGE, &error.to_string()),
     };
     let log = match telemetry::init(config.log) {
@@ -117,7 +122,7 @@ fn serve(demo: bool) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("cannot start: {error}")),
     };
-    let outcome = runtime.block_on(run(config, demo));
+    let outcome = runtime.block_on(run(config, demo, &warnings));
     // What was said last is what matters most.
     drop(log);
     match outcome {
@@ -126,7 +131,7 @@ fn serve(demo: bool) -> ExitCode {
     }
 }
 
-async fn run(config: Config, demo: bool) -> Result<(), (u8, String)> {
+async fn run(config: Config, demo: bool, warnings: &[String]) -> Result<(), (u8, String)> {
     let general = |error| (1, error);
     let listener = bind(&config.listen).await.map_err(general)?;
     let shutdown = CancellationToken::new();
@@ -141,6 +146,9 @@ async fn run(config: Config, demo: bool) -> Result<(), (u8, String)> {
         other => (1, other.to_string()),
     })?;
     announce(&listener, &config, demo).map_err(general)?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
     let everything_finished = app.serve(listener, shutdown).await;
     if let Some(simulator) = simulator {
         simulator.stop().await;
@@ -155,9 +163,15 @@ async fn simulate() -> Result<Simulator, String> {
 
 async fn bind(listen: &Listen) -> Result<TcpListener, String> {
     let address = (listen.host.as_str(), listen.port);
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| format!("cannot listen on {}:{}: {error}", listen.host, listen.port))
+    TcpListener::bind(address).await.map_err(|error| {
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => "; set PORT to another one, or stop the program that has it",
+            io::ErrorKind::PermissionDenied => "; set PORT to one from 1024 on",
+            io::ErrorKind::AddrNotAvailable => "; set HOST to an address of this machine",
+            _ => "",
+        };
+        format!("cannot listen on {}:{}: {error}{hint}", listen.host, listen.port)
+    })
 }
 
 fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), String> {
@@ -175,7 +189,7 @@ fn announce(listener: &TcpListener, config: &Config, demo: bool) -> Result<(), S
         "ai-service {} started",
         env!("CARGO_PKG_VERSION"),
     );
-    for warning in config.warnings() {
+    for warning in config.warnings(demo) {
         tracing::warn!("{warning}");
     }
     Ok(())

@@ -99,8 +99,9 @@ impl App {
             requests: Limited { limiter, quota: requests_quota(&config.rate_limits) },
             reconnects,
             tickets: needs_tickets.then_some(tickets),
+            root_path: config.root_path.clone(),
         };
-        let doors = Doors { origins: &config.cors, rules, docs: config.access.docs };
+        let doors = Doors { origins: &config.cors, rules, docs: config.access.docs, root_path: &config.root_path };
         let api = api::api(state.into(), doors);
         Ok(Self {
             api,
@@ -160,7 +161,15 @@ impl App {
         };
         tokio::pin!(everything);
         let grace = self.limits.shutdown_grace;
-        if timeout(grace, everything.as_mut()).await.is_ok() {
+        let at_once = AT_ONCE.min(grace);
+        if timeout(at_once, everything.as_mut()).await.is_ok() {
+            return true;
+        }
+        // Whoever presses Ctrl-C should not wonder what is waited for. A stream may be without a reader, and a whole answer is none.
+        let answers = connections.len().max(self.streams.running());
+        let (s, seconds) = (if answers == 1 { "" } else { "s" }, grace.as_secs());
+        tracing::info!("waiting for {answers} answer{s}, at most {seconds} s; Ctrl-C again ends at once");
+        if timeout(grace - at_once, everything.as_mut()).await.is_ok() {
             return true;
         }
         let streams = self.streams.stop_all();
@@ -246,6 +255,9 @@ fn service(
     let ground = Ground { conversations, metering, counter, tasks: tasks.clone() };
     OpenAiService::new(Arc::clone(client), config.defaults.clone(), &config.conversations, ground)
 }
+
+/// What ends within this time was not worth a word.
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 /// Time for a last entry to be written, and for it to reach its readers.
 const LAST_WORDS: Duration = Duration::from_secs(1);

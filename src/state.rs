@@ -37,6 +37,8 @@ pub(crate) struct Handles {
     pub(crate) reconnects: Limited,
     /// There where a stream's address needs one.
     pub(crate) tickets: Option<Arc<Tickets>>,
+    /// What a proxy in front has before every path of this service.
+    pub(crate) root_path: String,
 }
 
 impl From<Handles> for AppState {

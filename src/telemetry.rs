@@ -6,7 +6,7 @@
 
 use std::{
     cell::RefCell,
-    io::{self, Write},
+    io::{self, IsTerminal, Write},
     mem,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -35,7 +35,8 @@ use crate::config::{Log, LogFormat, LogLevel};
 /// A log that is installed already, or no thread to be had.
 pub fn init(log: Log) -> Result<Guard, Box<dyn std::error::Error>> {
     let (writer, guard) = background(io::stdout())?;
-    tracing::subscriber::set_global_default(subscriber(log, writer))?;
+    let colors = if io::stdout().is_terminal() { Colors::Usual } else { Colors::None };
+    tracing::subscriber::set_global_default(colored(log, writer, colors))?;
     Ok(guard)
 }
 
@@ -43,6 +44,21 @@ pub fn init(log: Log) -> Result<Guard, Box<dyn std::error::Error>> {
 ///
 /// Only this crate is heard below WARN: other crates' debug lines show addresses and headers.
 pub fn subscriber<W>(log: Log, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    colored(log, writer, Colors::None)
+}
+
+/// Whether levels have colors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Colors {
+    None,
+    /// Unless `NO_COLOR` is set, which tracing-subscriber heeds by itself.
+    Usual,
+}
+
+fn colored<W>(log: Log, writer: W, colors: Colors) -> impl Subscriber + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -55,7 +71,9 @@ where
     };
     let others = level.min(LevelFilter::WARN);
     let targets = Targets::new().with_default(others).with_target(env!("CARGO_CRATE_NAME"), level);
-    let layer = fmt::layer().with_writer(writer).with_ansi(false).with_target(false).with_timer(Clock);
+    let layer = fmt::layer().with_writer(writer).with_target(false).with_timer(Clock);
+    let is_plain = colors == Colors::None || log.format == LogFormat::Json;
+    let layer = if is_plain { layer.with_ansi(false) } else { layer };
     let layer = match log.format {
         LogFormat::Text => layer.fmt_fields(TextFields).boxed(),
         LogFormat::Json => layer.json().flatten_event(true).boxed(),
@@ -316,6 +334,28 @@ mod tests {
         let expected = " INFO said a=\"x y\" b=\"q\\\"\\\\\\n\\u{1b}[31m한\" n=7 ms=1.5 d=Some(1)\n";
         assert!(text.ends_with(expected), "{text}");
         assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn levels_have_colors_on_a_terminal_and_values_and_json_have_none() {
+        for (format, colors, has_some) in [
+            (LogFormat::Text, Colors::Usual, true),
+            (LogFormat::Text, Colors::None, false),
+            (LogFormat::Json, Colors::Usual, false),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("log");
+            let (writer, guard) = background(std::fs::File::create(&path).unwrap()).unwrap();
+            let log = Log { level: LogLevel::Info, format };
+            tracing::subscriber::with_default(colored(log, writer, colors), || {
+                tracing::warn!(b = "\x1b[31m", "said");
+            });
+            drop(guard);
+            let text = std::fs::read_to_string(path).unwrap();
+            let expects_color = has_some && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+            assert_eq!(text.contains("\x1b[33m WARN"), expects_color, "{text:?}");
+            assert!(!text.contains("\x1b[31m"), "{text:?}");
+        }
     }
 
     #[test]

@@ -69,7 +69,8 @@ impl AddressRules {
             return caller;
         }
         for header in forwarded.rev() {
-            for hop in header.rsplit(|byte| *byte == b',') {
+            // An empty part says nothing. Source: RFC 9110, 5.6.1.2.
+            for hop in header.rsplit(|byte| *byte == b',').filter(|hop| !hop.trim_ascii().is_empty()) {
                 let Some(address) = std::str::from_utf8(hop).ok().and_then(parse) else { return caller };
                 caller = address.to_canonical();
                 if !contains(&self.trusted_proxies, caller) {
@@ -120,6 +121,10 @@ mod tests {
             ("10.0.0.1", &["1.2.3.4, unknown"], "10.0.0.1"),
             ("10.0.0.1", &["1.2.3.4, unknown, 10.0.0.2"], "10.0.0.2"),
             ("10.0.0.1", &[""], "10.0.0.1"),
+            ("10.0.0.1", &["1.2.3.4,"], "1.2.3.4"),
+            ("10.0.0.1", &["1.2.3.4", ""], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6, 1.2.3.4, \t,, 10.0.0.2 ,"], "1.2.3.4"),
+            ("10.0.0.1", &[" , ,"], "10.0.0.1"),
             ("10.0.0.1", &["1.2.3.4:5678"], "1.2.3.4"),
             ("::ffff:10.0.0.1", &["::ffff:1.2.3.4"], "1.2.3.4"),
             ("2001:db8::1", &["[2001:db9::7]:443"], "2001:db9::7"),

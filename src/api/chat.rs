@@ -51,9 +51,9 @@ pub(crate) fn router() -> OpenApiRouter<AppState> {
     params(IdempotencyKeyParam),
     request_body(content = ChatBody, description = "The question and what bears on its answer"),
     responses(
-        (status = 200, description = "The answer", content(
+        (status = 200, description = "The answer, or its events, each a `StreamEvent`", content(
             (ChatAnswerBody = "application/json"),
-            (stream::EventBody = "text/event-stream", example = json!(stream::EVENTS)),
+            (String = "text/event-stream", example = json!(stream::example())),
         )),
         ChatErrors, BodyErrors, KeyErrors, PlainErrors,
     ),
@@ -353,8 +353,8 @@ fn on_disconnect(judge: &mut Judge, field: Option<Scalar<'_>>) -> OnDisconnect {
 pub(crate) struct ChatBody {
     /// The new message of the user.
     message: String,
-    /// What was said before, oldest first.
-    #[schema(default = json!([]), max_items = 10000)]
+    /// What was said before, oldest first; nothing, if it is left out.
+    #[schema(max_items = 10000)]
     conversation_history: Option<Vec<MessageBody>>,
     /// The stored conversation that the message belongs to; made when there is none. What is stored stands before the
     /// message, and the message and its answer are stored. Not together with `conversation_history`.

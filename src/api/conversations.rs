@@ -91,9 +91,11 @@ async fn create(
 }
 
 /// Read a conversation
+///
+/// What it is called, how long it is and what it has used up; its messages are at `GET …/messages`.
 #[utoipa::path(
     get, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "read_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "The conversation with its messages", body = WholeBody), ConversationErrors, ReadErrors),
 )]
 async fn read(
@@ -117,7 +119,7 @@ async fn read(
 /// service saved as a file. Made when there is none.
 #[utoipa::path(
     put, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "save_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     request_body(content = Vec<crate::api::saved::MessageBody>, description = "All messages, the oldest first", example = json!([
         {"role": "user", "content": "부산에서 하루를 어떻게 보낼까요?", "timestamp": "2026-11-22T23:17:31.899397"},
         {"role": "assistant", "content": "해운대에서 시작해 보세요.", "timestamp": "2026-11-22T23:17:33.120934"},
@@ -145,9 +147,11 @@ async fn save(
 }
 
 /// Remove a conversation
+///
+/// With everything that was said in it, for good.
 #[utoipa::path(
     delete, path = "/conversations/{conversation_id}", tag = "conversations", operation_id = "delete_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "The conversation is gone", body = RemovedBody), ConversationErrors, ReadErrors, WriteErrors),
 )]
 async fn delete(
@@ -166,7 +170,7 @@ async fn delete(
 /// The list that `PUT` takes, in the form in which the original service saved its file.
 #[utoipa::path(
     get, path = "/conversations/{conversation_id}/messages", tag = "conversations", operation_id = "read_messages",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "All messages, the oldest first", body = Vec<SavedMessage>, example = json!([
         {"role": "user", "content": "부산에서 하루를 어떻게 보낼까요?", "timestamp": "2026-11-22T23:17:31.899397"},
     ])), ConversationErrors, ReadErrors),
@@ -188,7 +192,7 @@ async fn messages(
 /// Removes its messages. The conversation, its title and what it has used up stay.
 #[utoipa::path(
     delete, path = "/conversations/{conversation_id}/messages", tag = "conversations", operation_id = "clear_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "The conversation has no messages", body = RemovedBody), ConversationErrors, ReadErrors, WriteErrors),
 )]
 async fn clear(
@@ -203,9 +207,11 @@ async fn clear(
 }
 
 /// Sum a conversation up
+///
+/// In numbers: the model is not asked.
 #[utoipa::path(
     get, path = "/conversations/{conversation_id}/summary", tag = "conversations", operation_id = "summarize_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "What the conversation amounts to", body = SummaryBody), ConversationErrors, ReadErrors),
 )]
 async fn summary(
@@ -233,7 +239,7 @@ async fn summary(
 /// made the answer is `새 대화`, and a title that is there stays.
 #[utoipa::path(
     post, path = "/conversations/{conversation_id}/title", tag = "conversations", operation_id = "title_conversation",
-    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`")),
+    params(("conversation_id" = String, Path, description = "`[A-Za-z0-9_-]{1,64}`", example = json!("trip-to-busan"))),
     responses((status = 200, description = "The title", body = TitleBody), ConversationErrors, ReadErrors, WriteErrors),
 )]
 async fn title(

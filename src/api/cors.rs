@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use axum::http::{HeaderName, HeaderValue, Method, Request, header};
 use futures_util::future::Either;
 use tower::{Layer, Service};
-use tower_http::cors::{AllowOrigin, Cors, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Cors, CorsLayer};
 
 use crate::{
     api::{guard::standing_names, observe::REQUEST_ID},
@@ -28,18 +28,11 @@ pub(crate) struct CrossOriginLayer {
 impl CrossOriginLayer {
     pub(crate) fn new(origins: &AllowedOrigins) -> Self {
         let methods = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
-        let headers = [
-            header::ACCEPT,
-            header::AUTHORIZATION,
-            header::CONTENT_TYPE,
-            HeaderName::from_static("idempotency-key"),
-            HeaderName::from_static("last-event-id"),
-            REQUEST_ID,
-        ];
         let exposed = [REQUEST_ID, header::RETRY_AFTER, HeaderName::from_static("idempotent-replayed")];
         let layer = CorsLayer::new()
             .allow_methods(methods)
-            .allow_headers(headers)
+            // Whatever a page's libraries add, such as traces: the origin is the lock, not the names of headers.
+            .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(exposed.into_iter().chain(standing_names()).collect::<Vec<_>>())
             .max_age(std::time::Duration::from_secs(600));
         let cors = match origins {

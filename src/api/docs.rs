@@ -17,8 +17,8 @@ use bytes::Bytes;
 use utoipa::{
     IntoParams, IntoResponses, OpenApi, PartialSchema, ToSchema,
     openapi::{
-        RefOr, Schema,
-        schema::{OneOfBuilder, Ref},
+        Content, RefOr, Schema,
+        schema::{AnyOfBuilder, Ref},
         security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
@@ -27,6 +27,7 @@ use utoipa_swagger_ui::Config;
 use crate::api::{
     error::{ApiError, ErrorDocument, ValidationErrorDocument},
     guard::{Policy, policy},
+    stream::EventBody,
 };
 
 /// What the OpenAPI document says besides the routes.
@@ -40,8 +41,8 @@ use crate::api::{
                        `x-ratelimit-reset-requests` and the same three of `tokens`.",
         license(name = "MIT", identifier = "MIT"),
     ),
-    components(schemas(ErrorDocument, ValidationErrorDocument, RefusedDocument)),
-    servers((url = "/", description = "This service")),
+    components(schemas(ErrorDocument, ValidationErrorDocument, RefusedDocument, EventBody)),
+    servers((url = ".", description = "This service")),
     tags(
         (name = "chat", description = "Questions and answers"),
         (name = "streams", description = "Answers as they are made, at an address of their own"),
@@ -91,6 +92,15 @@ pub(crate) enum PlainErrors {
     Internal(ErrorDocument),
 }
 
+/// What any request can be answered with, before anybody knows what it asks for.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "describes the server's refusals to the OpenAPI document")]
+enum HeadErrors {
+    /// The head is larger than 32 KiB or has more than 64 headers: `head_too_large`
+    #[response(status = 431, example = json!({"detail": "the request's head is too large", "code": "head_too_large", "request_id": REQUEST_ID}))]
+    TooLarge(ErrorDocument),
+}
+
 /// What any route with a body can answer, besides 400.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "describes ApiError to the OpenAPI document")]
@@ -119,14 +129,14 @@ pub(crate) enum KeyErrors {
     Refused(RefusedDocument),
 }
 
-/// Either form of a 422.
+/// Either form of a 422. `anyOf`, because both describe objects that may have further fields, so that none excludes the other.
 pub(crate) struct RefusedDocument;
 
 impl PartialSchema for RefusedDocument {
     fn schema() -> RefOr<Schema> {
         let forms = [ValidationErrorDocument::name(), ErrorDocument::name()];
         let refer = |name: &str| Ref::from_schema_name(name);
-        forms.iter().fold(OneOfBuilder::new(), |one_of, name| one_of.item(refer(name))).into()
+        forms.iter().fold(AnyOfBuilder::new(), |any_of, name| any_of.item(refer(name))).into()
     }
 }
 
@@ -250,20 +260,46 @@ pub(crate) fn say_who_may_call(document: &mut utoipa::openapi::OpenApi, is_open:
     let requirement = |name| SecurityRequirement::new::<_, [&str; 0], &str>(name, []);
     for (path, item) in &mut document.paths.paths {
         let mut security = match policy(path) {
-            Policy::Public => continue,
+            Policy::Public => Vec::new(),
             Policy::Private | Policy::Socket => vec![requirement(BEARER)],
             Policy::Stream => vec![requirement(BEARER), requirement(TICKET)],
         };
-        if is_open {
-            security.insert(0, SecurityRequirement::default());
+        let mut refusals = HeadErrors::responses();
+        if !security.is_empty() {
+            refusals.extend(GuardErrors::responses());
+            if is_open {
+                security.insert(0, SecurityRequirement::default());
+            }
         }
         let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete];
         for operation in operations.into_iter().flatten() {
+            // Said of each, also that it asks for nothing.
             operation.security = Some(security.clone());
-            for (status, response) in GuardErrors::responses() {
-                operation.responses.responses.entry(status).or_insert(response);
+            for (status, response) in &refusals {
+                operation.responses.responses.entry(status.clone()).or_insert_with(|| response.clone());
             }
         }
+    }
+}
+
+/// Describes `lastEventId` by its content, which means the same. Some generators write names in a form of their own, in which
+/// this one is `last_event_id`, and then leave the whole operation out; a parameter of that kind they skip.
+pub(crate) fn tell_names_apart(document: &mut utoipa::openapi::OpenApi) {
+    let operations = document.paths.paths.values_mut().filter_map(|item| item.get.as_mut());
+    for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
+        if let RefOr::T(parameter) = parameter
+            && parameter.name == "lastEventId"
+        {
+            let content = Content::new(parameter.schema.take());
+            parameter.content.insert("text/plain".to_owned(), content.into());
+        }
+    }
+}
+
+/// Says where the service is, if that is known. Else it is where the document is.
+pub(crate) fn say_where(document: &mut utoipa::openapi::OpenApi, root_path: &str) {
+    if !root_path.is_empty() {
+        document.servers.iter_mut().flatten().for_each(|server| root_path.clone_into(&mut server.url));
     }
 }
 
@@ -279,8 +315,9 @@ pub(crate) fn router<S: Clone + Send + Sync + 'static>(document: &utoipa::openap
         async move { ([(header::CONTENT_TYPE, "application/json")], Body::from(document)) }
     };
     let swagger = Arc::new(
+        // Relative, as all that the pages name: a proxy may serve them below a path of its own.
         // "none" turns the badge off that would show the document to an outside validator.
-        Config::from("/openapi.json").validator_url("none").try_it_out_enabled(true).display_request_duration(true),
+        Config::from("openapi.json").validator_url("none").try_it_out_enabled(true).display_request_duration(true),
     );
     let asset = move |Path(file): Path<String>| {
         let swagger = Arc::clone(&swagger);

@@ -352,7 +352,7 @@ impl IntoResponse for ApiError {
 
 /// An error, as every route answers it.
 #[derive(ToSchema)]
-#[schema(as = Error, example = json!({
+#[schema(as = ErrorBody, example = json!({
     "detail": "채팅 처리 중 오류가 발생했습니다: AI 응답 생성 중 오류가 발생했습니다: OpenAI API is overloaded",
     "code": "upstream_overloaded",
     "request_id": "3e458467-c21f-4429-a90d-e0d2f496e3b2",

@@ -1,6 +1,6 @@
 //! Requests that could be read in more than one way, or in none: refused before anything is decided by them.
 
-use axum::http::{Method, Request, header};
+use axum::http::{Method, Request, Version, header};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
 
@@ -15,7 +15,7 @@ pub(crate) const MAX_HEADERS: usize = 64;
 /// Longest address, in bytes. RFC 9110 asks for 8,000 at least.
 const MAX_URI_BYTES: usize = 8192;
 
-/// That the request has exactly one valid `Host`, the same as in an absolute address, and one length; that its address is not
+/// That the request has exactly one valid `Host`, the same as in an absolute address (with HTTP/1.0 it may have none), and one length; that its address is not
 /// beyond measure, and that it is no `CONNECT`, which has no path.
 ///
 /// hyper takes the length away from a request that also says `Transfer-Encoding`, and closes the connection behind its
@@ -27,10 +27,16 @@ const MAX_URI_BYTES: usize = 8192;
 pub(crate) fn check<B>(request: &Request<B>) -> Result<(), ApiError> {
     let headers = request.headers();
     let mut hosts = headers.get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else { return Err(ApiError::BadHost) };
-    let host = host.to_str().ok().filter(|host| is_host(host)).ok_or(ApiError::BadHost)?;
-    if request.uri().authority().is_some_and(|authority| !authority.as_str().eq_ignore_ascii_case(host)) {
-        return Err(ApiError::BadHost);
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            let host = host.to_str().ok().filter(|host| is_host(host)).ok_or(ApiError::BadHost)?;
+            if request.uri().authority().is_some_and(|authority| !authority.as_str().eq_ignore_ascii_case(host)) {
+                return Err(ApiError::BadHost);
+            }
+        }
+        // RFC 9112, 3.2, asks for one of HTTP/1.1; the health checks of some proxies are older.
+        (None, _) if request.version() == Version::HTTP_10 => {}
+        _ => return Err(ApiError::BadHost),
     }
     let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(encoding) = encodings.next() {
@@ -130,6 +136,16 @@ mod tests {
         assert_eq!(code("http://A/", &[("host", "a")]), None);
         assert_eq!(code("http://b/", &[("host", "a")]), Some("bad_host"));
         assert_eq!(code("/", &[]), Some("bad_host"));
+        let old = |headers: &[&str]| {
+            let request = Request::get("/health").version(Version::HTTP_10);
+            let request = headers.iter().fold(request, |request, host| request.header("host", *host));
+            check(&request.body(()).unwrap()).err().map(|error| error.code())
+        };
+        assert_eq!((old(&[]), old(&["a"])), (None, None));
+        assert_eq!(
+            (old(&["a", "a"]), old(&["a b"]), old(&[""])),
+            (Some("bad_host"), Some("bad_host"), Some("bad_host"))
+        );
         assert_eq!(code("/", &[("host", "a"), ("host", "a")]), Some("bad_host"));
         let both = [("host", "a"), ("content-length", "1"), ("transfer-encoding", "chunked")];
         assert_eq!(code("/", &both), Some("bad_framing"));

@@ -1,6 +1,6 @@
 //! `GET /` and `GET /health`: is the service there, and can it reach its upstream.
 
-use axum::extract::State;
+use axum::{extract::State, routing::get};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -19,10 +19,15 @@ pub(crate) const SERVICE: &str = "ChatGPT Clone AI Service";
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 pub(crate) fn router() -> OpenApiRouter<AppState> {
-    OpenApiRouter::new().routes(routes!(root)).routes(routes!(health))
+    OpenApiRouter::new().routes(routes!(root)).routes(routes!(health)).route(ALIAS, get(health))
 }
 
+/// What monitors ask for as well. Not in the document: it is the same as `/health`.
+pub(crate) const ALIAS: &str = "/health/";
+
 /// Say that the service runs
+///
+/// Asks nobody, and needs no key.
 #[utoipa::path(
     get, path = "/", tag = "service", operation_id = "root",
     responses((status = 200, description = "The service runs", body = RootBody), PlainErrors),

@@ -52,10 +52,12 @@ pub(crate) struct Doors<'a> {
     pub(crate) origins: &'a AllowedOrigins,
     pub(crate) rules: Rules,
     pub(crate) docs: Docs,
+    /// The path below which a proxy in front serves this service.
+    pub(crate) root_path: &'a str,
 }
 
 pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
-    let Doors { origins, rules, docs } = doors;
+    let Doors { origins, rules, docs, root_path } = doors;
     let (routes, mut document) = OpenApiRouter::with_openapi(docs::Document::openapi())
         .merge(health::router())
         .merge(chat::router())
@@ -66,7 +68,10 @@ pub(crate) fn api(state: AppState, doors: Doors<'_>) -> Api {
         .merge(usage::router())
         .split_for_parts();
     let mut paths: Vec<_> = document.paths.paths.keys().cloned().collect();
+    paths.push(health::ALIAS.to_owned());
     docs::say_who_may_call(&mut document, rules.is_open());
+    docs::say_where(&mut document, root_path);
+    docs::tell_names_apart(&mut document);
     let routes = if docs == Docs::On {
         paths.extend(docs::PATHS.map(str::to_owned));
         routes.merge(docs::router(&document))

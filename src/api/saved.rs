@@ -51,7 +51,9 @@ pub(crate) struct MessageBody {
     role: RoleDocument,
     content: String,
     /// ISO 8601, with an offset or without, kept as it is given; now, if it is left out.
-    #[schema(format = "date-time-local")]
+    #[schema(
+        pattern = "^([0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))|([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)[T ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])?$"
+    )]
     timestamp: Option<String>,
     /// That somebody stopped the answer.
     interrupted: Option<bool>,
@@ -229,6 +231,25 @@ fn is_moment(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_document_says_of_moments_is_taken() {
+        let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(schema)) =
+            <MessageBody as utoipa::PartialSchema>::schema()
+        else {
+            panic!("an object")
+        };
+        let field = serde_json::to_value(&schema.properties["timestamp"]).unwrap();
+        let pattern = field["pattern"].as_str().unwrap();
+        let moments = proptest::string::string_regex(pattern.trim_matches(['^', '$'])).unwrap();
+        let mut runner = proptest::test_runner::TestRunner::default();
+        runner
+            .run(&moments, |moment| {
+                assert!(is_moment(&moment), "{moment}");
+                Ok(())
+            })
+            .unwrap();
+    }
 
     #[test]
     fn moments_are_what_python_writes() {

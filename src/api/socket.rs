@@ -14,7 +14,7 @@ use axum::{
         State,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, rejection::WebSocketUpgradeRejection},
     },
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, HeaderValue, header, request::Parts},
     response::Response,
 };
 use futures_util::{
@@ -22,6 +22,7 @@ use futures_util::{
     stream::{self, AbortHandle, BoxStream, SelectAll},
 };
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use url::Url;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
@@ -76,7 +77,7 @@ struct Settings {
 
 /// Ask, read and stop over one WebSocket
 ///
-/// Every frame is one JSON object, as text. The client sends
+/// Not from this page: it knows no WebSockets. Every frame is one JSON object, as text. The client sends
 ///
 /// * `{"type":"chat", …}` with the fields of `POST /chat/stream`: begins a stream and follows it;
 /// * `{"type":"resume","stream_id":"…","last_event_id":2}`: follows a stream behind that event, or from START without
@@ -96,7 +97,7 @@ struct Settings {
 /// come back and resume). To leave is to stop reading: `on_disconnect` says what becomes of a stream.
 #[utoipa::path(
     get, path = "/chat/ws", tag = "streams", operation_id = "chat_socket",
-    params(("Origin" = Option<String>, Header, description = "Sent by browsers; must be in `CORS_ALLOW_ORIGINS`, if that is a list")),
+    params(("Origin" = Option<String>, Header, description = "Sent by browsers; must be in `CORS_ALLOW_ORIGINS`, if that is a list, or of the host and port that are asked")),
     responses((status = 101, description = "The connection is a WebSocket now"), SocketErrors),
 )]
 async fn socket(
@@ -126,10 +127,22 @@ async fn socket(
     }))
 }
 
-/// A browser sends a page's origin and leaves it to the service to look: CORS does not apply to WebSockets.
+/// A browser sends a page's origin and leaves it to the service to look: CORS does not apply to WebSockets. A page that comes
+/// from here is no other's; libraries that are no browsers say that they come from where they call.
 fn is_allowed(origins: &AllowedOrigins, headers: &HeaderMap) -> bool {
     let AllowedOrigins::List(list) = origins else { return true };
-    headers.get_all(header::ORIGIN).iter().all(|origin| list.iter().any(|known| known.as_bytes() == origin.as_bytes()))
+    let is_known = |origin: &HeaderValue| list.iter().any(|known| known.as_bytes() == origin.as_bytes());
+    headers.get_all(header::ORIGIN).iter().all(|origin| is_known(origin) || is_from_here(origin, headers))
+}
+
+/// Whether `origin` is the host and port that the request asks.
+fn is_from_here(origin: &HeaderValue, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let origin = origin.to_str().ok().and_then(|origin| Url::parse(origin).ok());
+    let (Some(host), Some(origin)) = (host, origin) else { return false };
+    // The port that is not named is the one of the page's scheme, on both sides.
+    let here = Url::parse(&format!("{}://{host}", origin.scheme())).ok();
+    matches!(origin.scheme(), "http" | "https") && here.is_some_and(|here| here.origin() == origin.origin())
 }
 
 /// Why a socket ends.
@@ -481,6 +494,7 @@ mod tests {
             requests: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
             reconnects: Limited { limiter: Arc::new(MemoryLimiter::default()), quota: None },
             tickets: None,
+            root_path: String::new(),
         });
         let settings = Settings { origins: AllowedOrigins::Any, ping: PING, silence: SILENCE };
         let (router, _) = with(settings).with_state(state).split_for_parts();

@@ -13,7 +13,7 @@ use futures_util::{FutureExt, Stream};
 use serde::Serialize;
 use tokio::{
     task::spawn_blocking,
-    time::{Instant, MissedTickBehavior, interval_at},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
@@ -32,8 +32,12 @@ use crate::{
         idempotency::{Claim, Outcome, Ticket},
     },
     ids::{Owner, StreamId},
+    message::Usage,
     state::AppState,
-    streams::{Followed, Seq, Status},
+    streams::{
+        Followed, Seq, Status,
+        event::{Encoder, Event},
+    },
 };
 
 /// The header in which a browser's EventSource says how far it has read.
@@ -45,8 +49,13 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// The state of a stream with more text than this is written on a thread of its own.
 const LARGE_STATE: usize = 64 * 1024;
 
-/// What a browser waits before it comes back after a broken connection.
-const RETRY: &str = "retry: 1000\n\n";
+/// What is said to a reader who hears nothing else. A comment needs no empty line behind it, and there are readers who take
+/// each empty line for an event.
+const COMMENT: &[u8] = b": keep-alive\n";
+
+/// What a browser waits before it comes back after a broken connection: the first line of the first event that a reader
+/// gets, and no event of its own, for the same reason.
+const RETRY: &str = "retry: 1000\n";
 
 pub(crate) fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new().routes(routes!(start)).routes(routes!(read, stop))
@@ -69,7 +78,9 @@ async fn start(
     Json(request): Json<StreamRequest>,
 ) -> Result<Response, ApiError> {
     let Begun { spent, id, is_replay } = begin(&state, caller, key, request).await?;
-    let stream_url = state.tickets.as_ref().map(|tickets| format!("/chat/stream/{id}?ticket={}", tickets.issue(id)));
+    let root = &state.root_path;
+    let stream_url =
+        state.tickets.as_ref().map(|tickets| format!("{root}/chat/stream/{id}?ticket={}", tickets.issue(id)));
     let response = (spent, Json(StartedBody { stream_id: id, status: "started", stream_url })).into_response();
     Ok(marked(response, is_replay))
 }
@@ -150,18 +161,21 @@ async fn claim(state: &AppState, owner: &Owner, key: &str, request: &StreamReque
 /// Read a stream
 ///
 /// Server-sent events from START to END or ERROR, as they come. With `Last-Event-ID` (or `?last_event_id=`) it goes on
-/// behind that event, at any time until ten minutes after the end, as often and by as many readers as wanted. 204 means
-/// that there is nothing left to read. START means: clear what you have. With `Accept: application/json`, the state so far.
+/// behind that event, at any time until ten minutes after the end, as often and by as many readers as wanted; with a number
+/// that the stream has not reached it begins again. 204 means that there is nothing left to read. START means: clear what
+/// you have. With `Accept: application/json`, the state so far.
 #[utoipa::path(
     get, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "read_stream",
     params(
-        ("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid"),
+        ("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid", example = json!("3e458467-c21f-4429-a90d-e0d2f496e3b2")),
         ("Last-Event-ID" = Option<String>, Header, description = "The `id` of the last event that was read"),
         ("last_event_id" = Option<String>, Query, description = "The same, for those who cannot send headers; the header wins"),
+        ("lastEventId" = Option<String>, Query, description = "`last_event_id`, as event-source-polyfill writes it"),
+        ("evs_last_event_id" = Option<String>, Query, description = "`last_event_id`, as other replacements of a browser's EventSource write it"),
     ),
     responses(
-        (status = 200, description = "The events, or the state so far", content(
-            (EventBody = "text/event-stream", example = json!(EVENTS)),
+        (status = 200, description = "The events, each a `StreamEvent`, or the state so far", content(
+            (String = "text/event-stream", example = json!(example())),
             (SnapshotBody = "application/json"),
         )),
         (status = 204, description = "The stream has ended and there is nothing behind that event"),
@@ -221,7 +235,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Reading {
 /// The upstream is left at once. Whoever reads the stream gets END with the text so far and `finish_reason` `cancelled`.
 #[utoipa::path(
     delete, path = "/chat/stream/{stream_id}", tag = "streams", operation_id = "stop_stream",
-    params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid")),
+    params(("stream_id" = String, Path, description = "From `POST /chat/stream`", format = "uuid", example = json!("3e458467-c21f-4429-a90d-e0d2f496e3b2"))),
     responses((status = 200, description = "The stream has ended", body = StoppedBody), StreamErrors, PlainErrors),
 )]
 async fn stop(
@@ -236,27 +250,52 @@ async fn stop(
 }
 
 /// Whether the state of a stream is asked for. A caller who accepts events too gets events: they are what the address is
-/// for.
+/// for. One who does not want them gets what else there is.
 pub(crate) fn wants_state(headers: &HeaderMap) -> bool {
-    accepts(headers, "application/json") && !accepts(headers, "text/event-stream")
+    match accepted(headers, "text/event-stream") {
+        Some(wanted) => !wanted,
+        None => accepts(headers, "application/json"),
+    }
 }
 
 /// Whether the caller names `media_type` in `Accept`.
 pub(crate) fn accepts(headers: &HeaderMap, media_type: &str) -> bool {
-    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut types = values.flat_map(|value| value.split(',')).filter_map(|part| part.split(';').next());
-    types.any(|named| named.trim().eq_ignore_ascii_case(media_type))
+    accepted(headers, media_type) == Some(true)
 }
 
+/// What the caller says of `media_type` in `Accept`, if anything. With a weight of 0 it is what is not wanted. Source: RFC
+/// 9110, 12.4.2.
+fn accepted(headers: &HeaderMap, media_type: &str) -> Option<bool> {
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut named = None;
+    for part in values.flat_map(|value| value.split(',')) {
+        let mut parts = part.split(';').map(str::trim);
+        if parts.next().is_some_and(|name| name.eq_ignore_ascii_case(media_type)) {
+            // A weight that is no number is no weight.
+            let weight = parts.find_map(|part| part.strip_prefix(['q', 'Q'])?.trim_start().strip_prefix('='));
+            let is_zero =
+                weight.and_then(|weight| weight.trim().parse::<f32>().ok()).is_some_and(|weight| weight == 0.0);
+            named = Some(named.unwrap_or(false) || !is_zero);
+        }
+    }
+    named
+}
+
+/// The names that a cursor has in a query: those that replacements of a browser's EventSource write, which cannot send headers
+/// either, and the service's own. When they come back they write theirs beside what the page's address has, so theirs win.
+const CURSOR_NAMES: [&str; 3] = ["lastEventId", "evs_last_event_id", "last_event_id"];
+
 /// How far the caller has read. What is no number counts as nothing: an error would end a browser's EventSource for good.
+/// Of several of one name the first counts.
 pub(crate) fn cursor(headers: &HeaderMap, query: Option<&str>) -> Option<Seq> {
-    let header = headers.get(LAST_EVENT_ID).and_then(|value| value.to_str().ok()).filter(|value| !value.is_empty());
-    let named = |pair: &'_ str| pair.strip_prefix("last_event_id=").map(str::to_owned);
-    let text = match header {
-        Some(header) => header.to_owned(),
-        None => query?.split('&').find_map(named)?,
-    };
-    parse_cursor(&text)
+    let header = headers.get(LAST_EVENT_ID).filter(|value| !value.is_empty());
+    if let Some(header) = header {
+        return parse_cursor(header.to_str().ok()?);
+    }
+    let pairs = url::form_urlencoded::parse(query?.as_bytes());
+    let named = |wanted: &&str| pairs.clone().find(|(name, value)| name == *wanted && !value.is_empty());
+    let (_, value) = CURSOR_NAMES.iter().find_map(named)?;
+    parse_cursor(&value)
 }
 
 /// Digits and nothing else.
@@ -268,7 +307,8 @@ pub(crate) fn parse_cursor(text: &str) -> Option<Seq> {
 pub(crate) fn events(reader: Reader, closing: CancellationToken) -> Response {
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        // Proxies that compress would gather events until there is enough to compress.
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
         // nginx would gather events before it passes them on.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
@@ -278,19 +318,20 @@ pub(crate) fn events(reader: Reader, closing: CancellationToken) -> Response {
 fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = Result<Bytes, Infallible>> {
     async_stream::stream! {
         yield Ok(Bytes::from_static(RETRY.as_bytes()));
-        let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
-        keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut was_silent = true;
-        // One for the whole stream: making it anew for every word would cost as much as reading the word.
+        let mut said = Instant::now();
+        // One of each for the whole stream: making them anew for every word would cost as much as reading the word.
+        let mut silence = pin!(sleep_until(said + KEEP_ALIVE));
         let mut is_closing = pin!(closing.cancelled());
         loop {
             let followed = tokio::select! {
                 biased;
                 followed = reader.next() => followed,
-                _ = keep_alive.tick() => {
-                    if std::mem::replace(&mut was_silent, true) {
-                        yield Ok(Bytes::from_static(b": keep-alive\n\n"));
+                () = silence.as_mut() => {
+                    if said.elapsed() >= KEEP_ALIVE {
+                        yield Ok(Bytes::from_static(COMMENT));
+                        said = Instant::now();
                     }
+                    silence.as_mut().reset(said + KEEP_ALIVE);
                     continue;
                 }
                 () = &mut is_closing => {
@@ -301,20 +342,20 @@ fn frames(mut reader: Reader, closing: CancellationToken) -> impl Stream<Item = 
                         }
                     }
                     if !reader.is_ended() {
-                        yield Ok(Bytes::from(format!("retry: {}\n\n", spread_retry())));
+                        yield Ok(Bytes::from(format!("retry: {}\n", spread_retry())));
                     }
                     break;
                 }
             };
             match followed {
                 Followed::Entries(pieces) => {
-                    was_silent = false;
                     for piece in pieces {
                         yield Ok(piece);
                     }
                     if reader.is_ended() {
                         break;
                     }
+                    said = Instant::now();
                 }
                 Followed::End(_) | Followed::Gone => break,
             }
@@ -327,22 +368,25 @@ fn spread_retry() -> u64 {
     1000 + StreamId::random().chance() % 4000
 }
 
-/// A stream as the document shows it.
-pub(crate) const EVENTS: &str = "retry: 1000\n\n\
-    id: 1\nevent: chunk\ndata: {\"type\":\"START\",\"stream_id\":\"3e458467-c21f-4429-a90d-e0d2f496e3b2\"}\n\n\
-    id: 2\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"안녕\"}\n\n\
-    id: 3\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"하세요!\"}\n\n\
-    id: 4\nevent: chunk\ndata: {\"type\":\"END\",\"full_content\":\"안녕하세요!\",\"finish_reason\":\"stop\",\
-    \"usage\":{\"prompt_tokens\":10,\"completion_tokens\":15,\"total_tokens\":25}}\n\n";
+/// A stream as the document shows it, by the encoder that every stream is written by.
+pub(crate) fn example() -> String {
+    let mut encoder = Encoder::behind(0);
+    if let Some(stream_id) = StreamId::parse("3e458467-c21f-4429-a90d-e0d2f496e3b2") {
+        encoder.push(&Event::Start { stream_id });
+    }
+    encoder.push_chunk("안녕");
+    encoder.push_chunk("하세요!");
+    let usage = Some(Usage { prompt_tokens: 10, completion_tokens: 15, total_tokens: 25 });
+    encoder.push(&Event::End { full_content: "안녕하세요!", finish_reason: Some("stop"), usage });
+    format!("{RETRY}{}", String::from_utf8_lossy(&encoder.take().bytes))
+}
 
-/// One event of a stream; there is one for each, with an empty line behind it.
+/// One event of a stream: a line `event: …`, a line `data: …`, a line `id: …` and an empty one. A line `retry: …` stands in
+/// the first event of a response, and a stream that is silent gets lines that begin with a colon, to be skipped.
 #[derive(ToSchema)]
 #[schema(as = StreamEvent)]
 #[expect(dead_code, reason = "describes what is written by streams::event to the OpenAPI document")]
 pub(crate) struct EventBody {
-    /// Its number, from 1: what `Last-Event-ID` continues behind.
-    #[schema(pattern = "^[1-9][0-9]*$")]
-    id: String,
     /// `chunk`
     #[schema(pattern = "^chunk$")]
     event: String,
@@ -350,6 +394,9 @@ pub(crate) struct EventBody {
     /// (`full_content`, `finish_reason`, `usage`) or `ERROR` (`error`, `code`, `status`, `retryable`, `partial`).
     #[schema(content_media_type = "application/json")]
     data: String,
+    /// Its number, from 1: what `Last-Event-ID` continues behind.
+    #[schema(pattern = "^[1-9][0-9]*$")]
+    id: String,
 }
 
 /// A stream that has begun.
@@ -364,7 +411,7 @@ struct StartedBody {
     /// `started`
     status: &'static str,
     /// Only there when callers authenticate: where the stream can be read and stopped, as long as there is one, by
-    /// whoever cannot send headers, such as a browser's EventSource.
+    /// whoever cannot send headers, such as a browser's EventSource. Begins with `ROOT_PATH`, if there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     stream_url: Option<String>,
@@ -396,6 +443,7 @@ struct SnapshotBody {
     /// The text so far.
     content: String,
     /// The last event so far: what `Last-Event-ID` continues behind.
+    #[schema(value_type = u64)]
     last_event_id: Seq,
     /// Why the model stopped; `cancelled` when somebody stopped it; `null` while it runs.
     #[schema(required)]
@@ -448,6 +496,9 @@ mod tests {
             (Some("1-0"), None, None),
             (Some("99999999999999999999999"), None, None),
             (None, Some("last_event_id="), None),
+            (None, Some("lastEventId=3"), Some(3)),
+            (None, Some("evs_last_event_id=%33"), Some(3)),
+            (None, Some("last_event_id=1&lastEventId=3&last_event_id="), Some(3)),
             (None, None, None),
         ] {
             assert_eq!(read_cursor(header, query), expected, "{header:?} {query:?}");
@@ -455,8 +506,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silent_stream_gets_a_comment_every_15_seconds_from_the_first_second() {
-        use crate::{config::Config, ids::Owner, openai::Client, streams::MemoryLog, streams::MemoryLogLimits};
+    async fn a_stream_gets_a_comment_whenever_it_has_been_silent_for_15_seconds() {
+        use crate::{
+            config::Config,
+            ids::Owner,
+            openai::Client,
+            streams::{MemoryLog, MemoryLogLimits, StreamLog, event::Encoder},
+        };
         use futures_util::StreamExt;
         use std::sync::Arc;
         // Lets everybody in and never says a word.
@@ -464,9 +520,9 @@ mod tests {
         let base_url = format!("http://{}/v1", silent.local_addr().unwrap());
         let variables = [("OPENAI_API_KEY".to_owned(), "x".to_owned()), ("OPENAI_BASE_URL".to_owned(), base_url)];
         let config = Config::from_variables(&variables.into(), false).unwrap();
-        let log = MemoryLog::new(MemoryLogLimits { ttl: KEEP_ALIVE, max_bytes: 1 << 20 });
+        let log: Arc<dyn StreamLog> = Arc::new(MemoryLog::new(MemoryLogLimits { ttl: KEEP_ALIVE, max_bytes: 1 << 20 }));
         let tasks = tokio_util::task::TaskTracker::new();
-        let streams = ChatStreams::new(Arc::new(log), tasks.clone(), crate::api::describe, config.streams);
+        let streams = ChatStreams::new(Arc::clone(&log), tasks.clone(), crate::api::describe, config.streams);
         let client = Arc::new(Client::new(&config.upstream).unwrap());
         let service = crate::chat::OpenAiService::in_memory(client, &config, &tasks).await;
         // Opening the database takes real time, which a paused clock would jump over.
@@ -478,19 +534,25 @@ mod tests {
 
         let started = Instant::now();
         let mut frames = Box::pin(frames(reader, CancellationToken::new()));
-        let mut next = async || (started.elapsed().as_secs(), frames.next().await.unwrap().unwrap());
+        let mut next = async || {
+            let frame = frames.next().await.unwrap().unwrap();
+            (started.elapsed().as_secs(), frame)
+        };
         assert_eq!(next().await.1, RETRY);
-        assert!(next().await.1.starts_with(b"id: 1\n"));
-        let mut comments = Vec::new();
-        while comments.len() < 2 {
-            let (_, frame) = next().await;
-            if frame.starts_with(b":") {
-                comments.push((started.elapsed().as_secs(), frame));
-            }
+        assert!(next().await.1.ends_with(b"\nid: 1\n\n"));
+        for seconds in [15, 30] {
+            assert_eq!(next().await, (seconds, Bytes::from_static(b": keep-alive\n")));
         }
-        assert_eq!(comments[0].1, b": keep-alive\n\n"[..]);
-        assert_eq!(comments[1].0 - comments[0].0, 15);
-        assert!(comments[0].0 <= 30, "{comments:?}");
+        // A word begins the time anew, also one that comes just before a comment would.
+        tokio::time::advance(Duration::from_secs(14)).await;
+        let mut encoder = Encoder::behind(1);
+        encoder.push_chunk("a word");
+        log.append(id, 1, encoder.take()).await.unwrap();
+        let (seconds, frame) = next().await;
+        assert!(seconds == 44 && frame.ends_with(b"\nid: 2\n\n"), "{seconds} {frame:?}");
+        for seconds in [59, 74] {
+            assert_eq!(next().await, (seconds, Bytes::from_static(COMMENT)));
+        }
     }
 
     #[test]

@@ -160,11 +160,11 @@ impl ChatStreams {
         Ok(id)
     }
 
-    /// A reader of the stream behind `cursor`. No cursor, or one that is ahead of a running stream, begins at START; at or
-    /// past the end of an ended stream there is nothing left. `None`: the caller has no such stream.
+    /// A reader of the stream behind `cursor`. No cursor, or one that is ahead of the log, begins at START; at the end of an
+    /// ended stream there is nothing left. `None`: the caller has no such stream.
     pub async fn open(&self, id: StreamId, owner: &Owner, cursor: Option<Seq>) -> Option<Opened> {
         let state = self.owned(id, owner).await?;
-        if state.status.is_ended() && cursor.is_some_and(|cursor| cursor >= state.last) {
+        if state.status.is_ended() && cursor == Some(state.last) {
             return Some(Opened::NothingLeft);
         }
         let cursor = cursor.filter(|cursor| *cursor <= state.last).unwrap_or(0);
@@ -255,6 +255,11 @@ impl ChatStreams {
                 tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// How many streams of this process run.
+    pub fn running(&self) -> usize {
+        self.0.running.len()
     }
 
     /// Tells every running stream of this process to end now.

@@ -7,7 +7,11 @@ use ipnet::IpNet;
 use jsonwebtoken::{Algorithm, DecodingKey};
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Reader;
+use super::{
+    Reader,
+    reader::{QUOTED, unquoted},
+    without_mark,
+};
 
 /// Who may call. With neither keys nor JWTs, everybody may, as with the original.
 #[derive(Clone, Debug, Default)]
@@ -144,6 +148,10 @@ impl Reader<'_> {
         for (index, entry) in entries.enumerate() {
             // A message shows the place and the name, never the key.
             let place = format!("{name}: entry {}", index + 1);
+            if unquoted(entry).is_some() {
+                self.problems.push(format!("{place} {QUOTED}"));
+                continue;
+            }
             let Some((caller, key)) = entry.split_once(':').map(|(name, key)| (name.trim(), key.trim())) else {
                 self.problems.push(format!("{place} is not name:key"));
                 continue;
@@ -152,6 +160,8 @@ impl Reader<'_> {
                 && caller.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
             if !is_name {
                 self.problems.push(format!("{place} has a name that is not 1 to 64 of A-Z a-z 0-9 . _ -"));
+            } else if unquoted(key).is_some() {
+                self.problems.push(format!("{place} ({caller}): the key {QUOTED}"));
             } else if key.len() < MIN_KEY_BYTES || !key.bytes().all(|b| b.is_ascii_graphic()) {
                 self.problems.push(format!(
                     "{place} ({caller}) has a key that is not at least {MIN_KEY_BYTES} visible ASCII characters"
@@ -171,7 +181,7 @@ impl Reader<'_> {
         let secret = self.secret_text("JWT_SECRET", "JWT_SECRET_FILE");
         let file_name = "JWT_PUBLIC_KEY_FILE";
         let public = self.text(file_name).and_then(|path| match std::fs::read_to_string(path) {
-            Ok(pem) => Some(pem),
+            Ok(pem) => Some(without_mark(&pem).to_owned()),
             Err(error) => {
                 self.problems.push(format!("{file_name}: cannot read {path:?}: {error}"));
                 None

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, ops::RangeInclusive, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{ConfigError, Variables};
+use super::{ConfigError, Variables, without_mark};
 
 /// Reads variables by name and remembers what it was asked for and what was wrong.
 pub(super) struct Reader<'a> {
@@ -22,10 +22,19 @@ impl<'a> Reader<'a> {
         if self.problems.is_empty() { Ok(value) } else { Err(ConfigError(self.problems)) }
     }
 
-    /// The trimmed value; blank is unset.
+    /// The trimmed value; blank is unset. Quotes around it are a mistake, which `docker run --env-file` makes of what is right
+    /// in `.env`: nothing that is set here needs them.
     pub(super) fn text(&mut self, name: &'static str) -> Option<&'a str> {
         self.asked.insert(name);
-        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
+        let value = self.variables.get(name).map(|value| value.trim())?;
+        let value = match unquoted(value) {
+            Some(inner) => {
+                self.problems.push(format!("{name} {QUOTED}"));
+                inner.trim()
+            }
+            None => value,
+        };
+        Some(value).filter(|value| !value.is_empty())
     }
 
     /// A variable that is not this service's own.
@@ -83,6 +92,10 @@ impl<'a> Reader<'a> {
         let values: Vec<String> = words(text.expose_secret()).map(str::to_owned).collect();
         let problem = if values.is_empty() {
             Some("holds no key")
+        } else if values.iter().any(|value| unquoted(value).is_some()) {
+            Some(QUOTED)
+        } else if values.iter().any(|value| is_placeholder(value)) {
+            Some("is a placeholder; put the key of your account in its place, or start with --demo")
         } else if !values.iter().all(|value| value.bytes().all(|b| b.is_ascii_graphic())) {
             Some("must be one word of visible ASCII characters, or several separated by commas")
         } else if values.iter().collect::<BTreeSet<_>>().len() < values.len() {
@@ -107,11 +120,19 @@ impl<'a> Reader<'a> {
     pub(super) fn secret_value(&mut self, name: &'static str, file_name: &'static str) -> Option<SecretString> {
         let direct = self.text(name);
         let from_file = self.text(file_name).and_then(|path| match fs::read_to_string(path) {
-            Ok(content) if content.trim().is_empty() => {
-                self.problems.push(format!("{file_name}: the file {path:?} is empty"));
-                None
-            }
-            Ok(content) => Some(content.trim().to_owned()),
+            Ok(content) => match without_mark(&content).trim() {
+                "" => {
+                    self.problems.push(format!("{file_name}: the file {path:?} is empty"));
+                    None
+                }
+                content => match unquoted(content) {
+                    Some(_) => {
+                        self.problems.push(format!("{file_name}: the content of {path:?} {QUOTED}"));
+                        None
+                    }
+                    None => Some(content.to_owned()),
+                },
+            },
             Err(error) => {
                 self.problems.push(format!("{file_name}: cannot read {path:?}: {error}"));
                 None
@@ -128,6 +149,22 @@ impl<'a> Reader<'a> {
         };
         Some(SecretString::from(value))
     }
+}
+
+/// What is wrong with a value in quotes.
+pub(super) const QUOTED: &str = "has quotes around it, which would be a part of it; leave them out";
+
+/// What stands between quotes, if there are some around all of it.
+pub(super) fn unquoted(value: &str) -> Option<&str> {
+    let within = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    within('"').or_else(|| within('\''))
+}
+
+/// Whether a key is what examples have in its place.
+fn is_placeholder(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let key = key.strip_prefix("sk-").unwrap_or(&key);
+    key == "..." || key.starts_with("your-") || key.starts_with("your_")
 }
 
 /// What stands between commas and line ends.

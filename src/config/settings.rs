@@ -172,6 +172,11 @@ impl Reader<'_> {
         }
     }
 
+    pub(super) fn root_path(&mut self) -> String {
+        let expected = "a path such as /ai, of A-Z a-z 0-9 . _ ~ - and %XX, without a query";
+        self.parse("ROOT_PATH", String::new(), expected, root_path)
+    }
+
     pub(super) fn cors(&mut self) -> AllowedOrigins {
         let expected = "* or a comma-separated list of origins such as https://app.example.com";
         self.parse("CORS_ALLOW_ORIGINS", AllowedOrigins::Any, expected, |value| {
@@ -198,7 +203,7 @@ impl Reader<'_> {
             "json" => Some(LogFormat::Json),
             _ => None,
         };
-        let levels = "DEBUG, INFO, WARNING, ERROR or CRITICAL";
+        let levels = "TRACE, DEBUG, INFO, WARNING, ERROR or CRITICAL";
         Log {
             level: self.parse("LOG_LEVEL", LogLevel::Info, levels, level),
             format: self.parse("LOG_FORMAT", LogFormat::Text, "text or json", format),
@@ -317,15 +322,51 @@ pub fn is_model_name(name: &str) -> bool {
 
 /// The origin as a browser sends it: scheme, host and a port that is not the default; no path.
 fn origin(text: &str) -> Option<String> {
+    let (scheme, place) = text.split_once("://")?;
+    if !matches!(scheme.to_ascii_lowercase().as_str(), "http" | "https") {
+        return app_origin(scheme, place).then(|| text.to_owned());
+    }
     let url = Url::parse(text).ok()?;
-    let plain = matches!(url.scheme(), "http" | "https")
-        && url.path() == "/"
+    let plain = url.path() == "/"
         && !text.ends_with('/')
+        && !text.contains('*')
         && url.query().is_none()
         && url.fragment().is_none()
         && url.username().is_empty()
         && url.password().is_none();
     plain.then(|| url.origin().ascii_serialization())
+}
+
+/// Whether this is the origin of pages that an app or a browser's extension brings along: a scheme of its own and a name, which
+/// are compared as they are written.
+fn app_origin(scheme: &str, place: &str) -> bool {
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'));
+    // Of these no page has its origin: a mistake that would lock the page out.
+    let is_pages = !matches!(scheme.to_ascii_lowercase().as_str(), "ws" | "wss" | "ftp" | "file");
+    let (name, port) = match place.split_once(':') {
+        Some((name, port)) => (name, port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+        None => (place, true),
+    };
+    let is_name = (1..=253).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    is_scheme && is_pages && is_name && port
+}
+
+/// The path without a slash at its end; empty for the root.
+fn root_path(text: &str) -> Option<String> {
+    let path = text.strip_suffix('/').unwrap_or(text);
+    let is_segment = |segment: &str| {
+        let mut parts = segment.split('%');
+        let is_plain =
+            |part: &str| part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'~' | b'-'));
+        let is_escape = |part: &str| part.len() >= 2 && part.bytes().take(2).all(|b| b.is_ascii_hexdigit());
+        parts.next().is_some_and(is_plain)
+            && parts.all(|part| is_escape(part) && is_plain(part))
+            && !matches!(segment, "" | "." | "..")
+    };
+    let is_path = path.is_empty() || path.strip_prefix('/')?.split('/').all(is_segment);
+    is_path.then(|| path.to_owned())
 }
 
 #[cfg(test)]

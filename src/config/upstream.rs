@@ -1,8 +1,11 @@
 //! The chat API that answers: where it is, who asks it, and with how much patience.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use rustls::pki_types::{CertificateDer, pem::PemObject};
+use rustls::pki_types::{
+    CertificateDer,
+    pem::{self, PemObject},
+};
 use secrecy::SecretString;
 use url::Url;
 
@@ -190,7 +193,12 @@ impl Reader<'_> {
     fn authorities(&mut self) -> Vec<CertificateDer<'static>> {
         let name = "UPSTREAM_CA_FILE";
         let Some(path) = self.text(name).map(str::to_owned) else { return Vec::new() };
-        let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect);
+        let read = fs::read(&path).map_err(pem::Error::Io);
+        // A mark at its beginning would hide the first certificate.
+        let certificates: Result<Vec<_>, _> = read.and_then(|text| {
+            let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
+            CertificateDer::pem_slice_iter(text).collect()
+        });
         let problem = match certificates {
             Ok(certificates) if !certificates.is_empty() => return certificates,
             Ok(_) => format!("{name}: {path:?} holds no certificate in PEM"),

@@ -10,7 +10,7 @@ use secrecy::ExposeSecret;
 use sqlx::{
     ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, SqliteConnection,
     migrate::{MigrateError, Migrator},
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::PgPoolOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 use tokio::{
@@ -20,7 +20,10 @@ use tokio::{
 
 use crate::{
     config::Database,
-    conversations::error::{OpenError, StoreError, code, is_disk_full},
+    conversations::{
+        error::{OpenError, StoreError, code, is_disk_full},
+        postgres::{self, Unfit},
+    },
 };
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("src/conversations/migrations/sqlite");
@@ -250,7 +253,7 @@ impl Connections {
         let Pool::Postgres(pool) = &self.pool else { return Ok(()) };
         let migrated = self.ready.get_or_try_init(|| migrate(pool));
         migrated.await.copied().map_err(|error| {
-            tracing::error!(reason = migration_problem(&error).0, "the conversations' database is not ready");
+            tracing::error!(reason = error.problem(), "the conversations' database is not ready");
             StoreError::Unavailable
         })
     }
@@ -430,8 +433,7 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
         problem: "the address cannot be read".to_owned(),
         remedy: "It has the form postgres://user:password@host:5432/database",
     };
-    let options: PgConnectOptions = url.parse().map_err(|_| unreadable())?;
-    let options = options.application_name("ai-service");
+    let options = postgres::options(url).map_err(|_| unreadable())?;
     let place = format!(
         "{} on {}:{}",
         options.get_database().unwrap_or_else(|| options.get_username()),
@@ -450,7 +452,7 @@ async fn open_postgres(url: &str) -> Result<Connections, OpenError> {
     let ready = OnceCell::new();
     match timeout(POSTGRES_AT_START, migrate(&pool)).await {
         Ok(Ok(())) => drop(ready.set(())),
-        Ok(Err(error)) => match refusal(&error) {
+        Ok(Err(error)) => match error.refusal() {
             Some((problem, remedy)) => return Err(OpenError { place, problem, remedy }),
             None => {
                 tracing::warn!(database = place, "the database is away; conversations are refused until it is back");
@@ -471,27 +473,57 @@ async fn is_alive(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     }
 }
 
-/// Brings the tables up to date.
-async fn migrate(pool: &PgPool) -> Result<(), MigrateError> {
+/// Why a PostgreSQL is not ready.
+#[derive(Debug)]
+enum NotReady {
+    Unfit(Unfit),
+    Migrations(MigrateError),
+}
+
+impl<E: Into<MigrateError>> From<E> for NotReady {
+    fn from(error: E) -> Self {
+        Self::Migrations(error.into())
+    }
+}
+
+impl NotReady {
+    fn problem(&self) -> String {
+        match self {
+            Self::Unfit(unfit) => unfit.problem(),
+            Self::Migrations(error) => migration_problem(error).0,
+        }
+    }
+
+    /// What waiting will not mend.
+    fn refusal(&self) -> Option<(String, &'static str)> {
+        let error = match self {
+            Self::Unfit(unfit) => return Some((unfit.problem(), unfit.remedy())),
+            Self::Migrations(error) => error,
+        };
+        let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
+            return Some(migration_problem(error));
+        };
+        // SQLSTATE: 28 is a refused user, 3D000 an unknown database, 42501 a missing right.
+        let code = code(cause)?;
+        let problem = match code.as_str() {
+            code if code.starts_with("28") => "the user or the password is refused",
+            "3D000" => "there is no such database",
+            "42501" => "the user may not make tables",
+            _ => return None,
+        };
+        Some((problem.to_owned(), REMEDY_POSTGRES))
+    }
+}
+
+/// Finds out whether this server will do, before anything is prepared or set on it, and brings the tables up to date.
+async fn migrate(pool: &PgPool) -> Result<(), NotReady> {
+    if let Some(unfit) = postgres::probe(&pool.connect_options()).await? {
+        return Err(NotReady::Unfit(unfit));
+    }
     let mut connection = pool.acquire().await?;
     // It keeps all others from doing the same for as long as it lives, also when this is given up half-way.
     connection.close_on_drop();
     // What `run` does, which is not `Send` with a connection.
-    POSTGRES_MIGRATIONS.run_direct(None, &mut *connection, false).await
-}
-
-/// What waiting will not mend.
-fn refusal(error: &MigrateError) -> Option<(String, &'static str)> {
-    let (MigrateError::Execute(cause) | MigrateError::ExecuteMigration(cause, _)) = error else {
-        return Some(migration_problem(error));
-    };
-    // SQLSTATE: 28 is a refused user, 3D000 an unknown database, 42501 a missing right.
-    let code = code(cause)?;
-    let problem = match code.as_str() {
-        code if code.starts_with("28") => "the user or the password is refused",
-        "3D000" => "there is no such database",
-        "42501" => "the user may not make tables",
-        _ => return None,
-    };
-    Some((problem.to_owned(), REMEDY_POSTGRES))
+    POSTGRES_MIGRATIONS.run_direct(None, &mut *connection, false).await?;
+    Ok(())
 }

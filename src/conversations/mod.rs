@@ -13,6 +13,7 @@ mod awaited;
 mod backup;
 mod database;
 mod error;
+mod postgres;
 mod queries;
 mod usage;
 mod writer;

@@ -113,7 +113,8 @@ fn refuse(act: Act, asked: &Asked) -> Option<Response<Body>> {
         Act::Error(status, kind, code, message) => {
             let mut response = error(status, kind, code, "", message);
             if matches!(status, 429 | 503) {
-                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("7"));
+                // Short, because whoever tries this waits for it twice.
+                response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
             }
             Some(response)
         }

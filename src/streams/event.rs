@@ -1,10 +1,13 @@
 //! What the entries of a log say: the events of the contract, as server-sent events and as JSON.
 //!
 //! ```text
-//! id: 2
 //! event: chunk
 //! data: {"type":"CHUNK","content":"안녕"}
+//! id: 2
 //! ```
+//!
+//! The id comes last: widely used readers take it as soon as its line is there, and one whose connection breaks behind it
+//! would come back for what follows an event that it never saw.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -102,12 +105,12 @@ impl Encoder {
     fn open(&mut self) {
         // What a usual piece takes, so that the buffer need not grow in steps.
         self.buffer.reserve(128);
-        self.buffer.put_slice(b"id: ");
-        self.buffer.put_slice(itoa::Buffer::new().format(self.next).as_bytes());
-        self.buffer.put_slice(b"\nevent: chunk\ndata: ");
+        self.buffer.put_slice(b"event: chunk\ndata: ");
     }
 
     fn close(&mut self) {
+        self.buffer.put_slice(b"\nid: ");
+        self.buffer.put_slice(itoa::Buffer::new().format(self.next).as_bytes());
         self.buffer.put_slice(b"\n\n");
         self.next += 1;
         self.ends.push(self.buffer.len());
@@ -154,9 +157,10 @@ pub fn entries(piece: &Bytes) -> Vec<Entry> {
         rest = behind.get(2..).unwrap_or_default();
         let mut lines = event.split(|byte| *byte == b'\n');
         let mut field = |name: &[u8]| lines.next().and_then(|line| line.strip_prefix(name));
-        let seq = field(b"id: ").and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
         let _ = field(b"event: ");
-        if let (Some(seq), Some(data)) = (seq, field(b"data: ")) {
+        let data = field(b"data: ");
+        let seq = field(b"id: ").and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        if let (Some(seq), Some(data)) = (seq, data) {
             found.push(Entry { seq, data: piece.slice_ref(data) });
         }
     }
@@ -204,10 +208,10 @@ mod tests {
         let usage = Some(Usage { prompt_tokens: 1, completion_tokens: 2, total_tokens: 3 });
         encoder.push(&Event::End { full_content: "안녕\n", finish_reason: Some("stop"), usage });
         let batch = encoder.take();
-        let expected = "id: 1\nevent: chunk\ndata: {\"type\":\"START\",\"stream_id\":\"3e458467-c21f-4429-a90d-e0d2f496e3b2\"}\n\n\
-             id: 2\nevent: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"안녕\\n\"}\n\n\
-             id: 3\nevent: chunk\ndata: {\"type\":\"END\",\"full_content\":\"안녕\\n\",\"finish_reason\":\"stop\",\
-             \"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3}}\n\n";
+        let expected = "event: chunk\ndata: {\"type\":\"START\",\"stream_id\":\"3e458467-c21f-4429-a90d-e0d2f496e3b2\"}\nid: 1\n\n\
+             event: chunk\ndata: {\"type\":\"CHUNK\",\"content\":\"안녕\\n\"}\nid: 2\n\n\
+             event: chunk\ndata: {\"type\":\"END\",\"full_content\":\"안녕\\n\",\"finish_reason\":\"stop\",\
+             \"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2,\"total_tokens\":3}}\nid: 3\n\n";
         assert_eq!(std::str::from_utf8(&batch.bytes).unwrap(), expected);
         assert_eq!(batch.ends_with, Some(Status::Finished));
         assert_eq!(batch.ends.last(), Some(&expected.len()));

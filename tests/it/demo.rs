@@ -91,6 +91,25 @@ async fn failures_that_are_asked_for_do_not_get_in_the_way_of_what_is_asked_next
     assert_eq!(app.chat(&json!({"message": "hello"})).await.status, 200);
 }
 
+#[test]
+fn failures_that_are_asked_again_are_there_within_three_seconds() {
+    // Two more tries, after as long as the simulated OpenAI names.
+    let service = crate::process::Running::start(&["--demo"], &[]);
+    for model in ["sim-error-503", "sim-error-429"] {
+        let body = format!(r#"{{"message":"hi","model":"{model}"}}"#);
+        let begun = std::time::Instant::now();
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+        let head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n";
+        let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+        std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        std::io::Read::read_to_string(&mut stream, &mut answer).unwrap();
+        assert!(answer.contains("\"code\":\"upstream_"), "{answer}");
+        let took = begun.elapsed();
+        assert!(took < std::time::Duration::from_secs(3), "{model} took {took:?}");
+    }
+}
+
 #[tokio::test]
 async fn readme_lists_every_misbehaviour() {
     for file in [include_str!("../../README.md"), include_str!("../../README.ko.md")] {

@@ -4,6 +4,7 @@
 mod bodies;
 mod callers;
 mod input;
+mod outside;
 mod process;
 mod requests;
 mod upstream;
@@ -41,7 +42,7 @@ struct List {
     rows: &'static [Row],
 }
 
-const LISTS: [List; 9] = [
+const LISTS: [List; 10] = [
     List { title: "Callers", rows: callers::ROWS },
     List { title: "The upstream", rows: upstream::ROWS },
     List { title: "The process and its host", rows: process::ROWS },
@@ -51,6 +52,7 @@ const LISTS: [List; 9] = [
     List { title: "Input: ids and paths", rows: input::PATHS },
     List { title: "Input: HTTP", rows: input::HTTP },
     List { title: "Input: callers, pages and limits", rows: input::ACCESS },
+    List { title: "Clients, proxies, databases and newcomers", rows: outside::ROWS },
 ];
 
 const HEAD: &str = "\
@@ -131,7 +133,8 @@ fn page(tests: &BTreeMap<String, BTreeSet<String>>) -> String {
 fn every_fault_has_its_row() {
     let expected = (1..=23).map(|n| format!("C{n}"));
     let expected = expected.chain((1..=33).map(|n| format!("U{n}"))).chain((1..=25).map(|n| format!("P{n}")));
-    let expected: Vec<_> = expected.chain((1..=94).map(|n| n.to_string())).collect();
+    let expected = expected.chain((1..=94).map(|n| n.to_string()));
+    let expected: Vec<_> = expected.chain((1..=23).map(|n| format!("E{n}"))).collect();
     let ids: Vec<_> = rows().map(|row| row.id.to_owned()).collect();
     assert_eq!(ids, expected);
     for Row { id, fault, tests, note } in rows() {

@@ -33,6 +33,34 @@ async fn a_reachable_upstream_is_healthy_and_was_asked_for_its_models_only() {
 }
 
 #[tokio::test]
+async fn monitors_may_ask_in_their_own_way() {
+    let upstream = ScriptedUpstream::start().await;
+    let keys = [("API_KEYS", "web:a-key-of-sixteen-x")];
+    for pairs in [&[][..], &keys] {
+        let app = TestApp::start_from(&upstream.base_url, pairs).await;
+        let answer = app.get("/health/").await;
+        assert_eq!((answer.status.as_u16(), answer.json()["status"].as_str()), (200, Some("healthy")));
+        // HAProxy's `option httpchk GET /health`.
+        for path in ["/health", "/"] {
+            let old = app.raw(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await;
+            assert!(old.starts_with("HTTP/1.0 200"), "{old}");
+        }
+        for bad in ["HTTP/1.0\r\nHost: a\r\nHost: a", "HTTP/1.0\r\nHost: a b", "HTTP/1.1"] {
+            let refused = app.raw(format!("GET /health {bad}\r\n\r\n").as_bytes()).await;
+            assert!(refused.contains(" 400 ") && refused.contains("bad_host"), "{bad}: {refused}");
+        }
+    }
+    let app = TestApp::start(&upstream.base_url).await;
+    app.request(reqwest::Method::POST, "/health/", &[], Vec::new()).await.error(405);
+    for other in ["/chat/", "/models/", "/health//"] {
+        app.get(other).await.error(404);
+    }
+    // HAProxy's bare `option httpchk`: as with FastAPI.
+    let bare = app.raw(b"OPTIONS / HTTP/1.0\r\n\r\n").await;
+    assert!(bare.contains(" 405 "), "{bare}");
+}
+
+#[tokio::test]
 async fn an_unreachable_upstream_is_unhealthy_with_200() {
     let upstream = ScriptedUpstream::start().await;
     let nobody = "http://127.0.0.1:1/v1".parse().unwrap();

@@ -158,7 +158,7 @@ async fn a_reader_who_does_not_read_is_left_and_may_come_back() {
     assert!(rest.len() < whole.len() / 2, "{} of {}", rest.len(), whole.len());
 
     let again = app.request(Method::GET, &format!("/chat/stream/{id}"), &[("last-event-id", "100")], Vec::new()).await;
-    let tail = whole.split_once("id: 101\n").unwrap().1;
+    let tail = whole.split_once("id: 100\n\n").unwrap().1;
     assert!(again.text().ends_with(tail));
 }
 

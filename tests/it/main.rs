@@ -20,6 +20,7 @@ mod support;
 mod access;
 mod awkward_bytes;
 mod bad_days;
+mod behind_a_prefix;
 mod billing;
 mod browser;
 mod browser_streams;

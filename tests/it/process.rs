@@ -60,7 +60,8 @@ impl Running {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut rest = BufReader::new(child.stdout.take().unwrap());
         let mut first_line = String::new();
-        rest.read_line(&mut first_line).unwrap();
+        // What it warns of may come before.
+        while !first_line.contains("listening=") && rest.read_line(&mut first_line).unwrap() > 0 {}
         let after = first_line.split("listening=").nth(1).unwrap_or_else(|| {
             let mut said = String::new();
             child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
@@ -139,6 +140,8 @@ fn wrong_arguments_are_explained() {
         assert_eq!(output.status.code(), Some(64));
         assert!(text(&output.stderr).contains("ai-service --demo"));
     }
+    let said = text(&run(&["--port", "9000"], &[]).stderr);
+    assert!(said.contains("--port") && said.contains("environment variables"), "{said}");
     assert_eq!(text(&run(&["--version"], &[]).stdout), concat!("ai-service ", env!("CARGO_PKG_VERSION"), "\n"));
     assert!(text(&run(&["--help"], &[]).stdout).contains("healthcheck"));
 }
@@ -151,6 +154,99 @@ fn a_broken_env_file_is_named_and_not_quoted() {
     assert_eq!(output.status.code(), Some(64));
     let said = text(&output.stderr);
     assert!(said.contains(".env") && !said.contains("canary"), "{said}");
+}
+
+/// What the service says that begins in a folder with this `.env`.
+fn begin_with(env: &[u8], arguments: &[&str]) -> (tempfile::TempDir, std::process::Command) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join(".env"), env).unwrap();
+    let mut command = command();
+    command.current_dir(dir.path()).args(arguments);
+    (dir, command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_of_the_env_file_is_what_is_written() {
+    let upstream = ScriptedUpstream::start().await;
+    let key = "0123456789abcdef$foo0123";
+    for quote in ["", "\"", "'"] {
+        let env = format!("OPENAI_API_KEY={quote}sk-$canary${{HOME}}{quote}\nAPI_KEYS={quote}web:{key}{quote}\n");
+        let (_dir, mut command) = begin_with(env.as_bytes(), &[]);
+        command.env("OPENAI_BASE_URL", upstream.base_url.as_str()).env("foo0123", "").env("HOME", "/root");
+        let service = Running::begin(command);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        for (key, status) in [(key, 200), ("0123456789abcdef", 401)] {
+            let url = format!("http://127.0.0.1:{}/chat", service.port);
+            let request = client.post(url).bearer_auth(key).header("content-type", "application/json");
+            let answer = request.body(r#"{"message":"x"}"#).send().await.unwrap();
+            assert_eq!(answer.status(), status, "{quote}");
+        }
+        assert_eq!(
+            upstream.seen().last().unwrap().header("authorization"),
+            Some("Bearer sk-$canary${HOME}"),
+            "{quote}"
+        );
+    }
+}
+
+#[test]
+fn an_env_file_may_begin_with_a_byte_order_mark() {
+    let (_dir, command) = begin_with(b"\xef\xbb\xbfDEFAULT_MODEL=gpt-marked\n", &["--demo"]);
+    assert!(Running::begin(command).first_line.contains("gpt-marked"));
+}
+
+#[test]
+fn a_bad_line_of_an_env_file_is_named_by_its_number() {
+    for (env, line) in [
+        (&b"PORT=0\n# canary\nsk-canary\n"[..], ".env, line 3:"),
+        (b"\xef\xbb\xbfA B=canary\n", ".env, line 1:"),
+        (b"PORT=0\nAPI_KEYS=web:canary\xff\n", ".env, line 2:"),
+        (b"A=\"canary\nB=1\n", ".env, line 1:"),
+    ] {
+        let (_dir, mut command) = begin_with(env, &["--demo"]);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(64));
+        let said = text(&output.stderr);
+        assert!(said.contains(line) && !said.contains("canary"), "{said}");
+    }
+}
+
+#[test]
+fn an_env_file_of_a_folder_above_is_not_read() {
+    let above = tempfile::tempdir().unwrap();
+    std::fs::write(above.path().join(".env"), "OPENAI_API_KEY=sk-canary\nLOG_LEVEL=loud\n").unwrap();
+    let below = above.path().join("below");
+    std::fs::create_dir(&below).unwrap();
+    let output = command().current_dir(below).output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("OPENAI_API_KEY") && !said.contains("LOG_LEVEL"), "{said}");
+}
+
+#[test]
+fn a_name_of_the_env_file_that_is_not_known_is_told_with_the_nearest_one() {
+    let env = b"RATE_LIMIT_REQUEST_PER_MINUTE=1\nAPIKEYS=web:canary-canary-canary\nOPENAI_API_KEY=sk-your-key\n";
+    let (_dir, command) = begin_with(env, &["--demo"]);
+    let service = Running::begin(command);
+    service.signal("-TERM");
+    let (_, rest) = service.end();
+    let warnings: Vec<_> = rest.lines().filter(|line| line.contains("WARN")).collect();
+    assert_eq!(warnings.len(), 2, "{rest}");
+    for (warning, names) in warnings.iter().zip([
+        ["line 1", "RATE_LIMIT_REQUEST_PER_MINUTE", "RATE_LIMIT_REQUESTS_PER_MINUTE"],
+        ["line 2", "APIKEYS", "API_KEYS"],
+    ]) {
+        assert!(names.iter().all(|name| warning.contains(name)), "{warning}");
+    }
+    assert!(!rest.contains("canary"), "{rest}");
+}
+
+#[test]
+fn the_example_of_an_env_file_as_it_is_does_not_start() {
+    let (_dir, mut command) = begin_with(include_bytes!("../../.env.example"), &[]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    let said = text(&output.stderr);
+    assert!(said.contains("OPENAI_API_KEY is a placeholder") && said.contains("1 problem"), "{said}");
 }
 
 #[test]
@@ -168,7 +264,8 @@ fn a_port_in_use_is_an_error_that_names_it() {
     let port = taken.local_addr().unwrap().port().to_string();
     let output = run(&["--demo"], &[("HOST", "127.0.0.1"), ("PORT", &port)]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains(&format!("cannot listen on 127.0.0.1:{port}")));
+    let said = text(&output.stderr);
+    assert!(said.contains(&format!("cannot listen on 127.0.0.1:{port}")) && said.contains("set PORT"), "{said}");
 }
 
 #[test]
@@ -186,14 +283,18 @@ fn the_start_says_where_it_listens_the_docs_and_the_upstream_and_not_the_key() {
 }
 
 #[test]
-fn beyond_loopback_it_warns_that_nothing_protects_it() {
-    let service = Running::start(&["--demo"], &[("HOST", "0.0.0.0")]);
-    assert!(service.first_line.contains("(simulated)"), "{}", service.first_line);
-    assert!(service.first_line.contains(&format!("http://localhost:{}/docs", service.port)));
-    service.signal("-INT");
-    let (code, rest) = service.end();
-    assert_eq!(code, Some(0));
-    assert!(rest.contains("WARN") && rest.contains("nothing protecting it"), "{rest}");
+fn beyond_loopback_it_warns_that_nothing_protects_it_unless_it_costs_nothing() {
+    let upstream = ("OPENAI_BASE_URL", "http://127.0.0.1:9/v1");
+    let key = ("OPENAI_API_KEY", "sk-canary");
+    for (arguments, warns) in [(&[][..], true), (&["--demo"], false)] {
+        let service = Running::start(arguments, &[("HOST", "0.0.0.0"), key, upstream]);
+        assert_eq!(service.first_line.contains("(simulated)"), !warns, "{}", service.first_line);
+        assert!(service.first_line.contains(&format!("http://localhost:{}/docs", service.port)));
+        service.signal("-INT");
+        let (code, rest) = service.end();
+        assert_eq!(code, Some(0));
+        assert_eq!(rest.contains("WARN") && rest.contains("nothing protecting it"), warns, "{rest}");
+    }
 }
 
 #[test]
@@ -225,6 +326,27 @@ fn the_health_check_tells_a_running_service_from_none() {
     service.end();
     assert_eq!(run(&["healthcheck"], &variables).status.code(), Some(1));
     assert_eq!(run(&["healthcheck"], &[("PORT", "x")]).status.code(), Some(64));
+}
+
+#[test]
+fn whoever_stops_it_hears_what_it_waits_for() {
+    let service = Running::start(&["--demo"], &[("SHUTDOWN_GRACE_SECONDS", "17")]);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+    let body = r#"{"message":"x","model":"sim-long"}"#;
+    let head = "POST /chat HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n";
+    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+    std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+    // It runs.
+    std::io::Read::read_exact(&mut stream, &mut [0; 16]).unwrap();
+    service.signal("-INT");
+    while !service
+        .rest
+        .recv_timeout(PATIENCE)
+        .unwrap()
+        .contains("waiting for 1 answer, at most 17 s; Ctrl-C again ends at once")
+    {}
+    service.signal("-INT");
+    assert_eq!(service.end().0, Some(130));
 }
 
 #[tokio::test(flavor = "multi_thread")]

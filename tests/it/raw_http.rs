@@ -43,6 +43,15 @@ fn chunks(first: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_fragment_in_an_address_is_dropped() {
+    let (_upstream, app) = start().await;
+    for (address, status) in [("/health#f", 200), ("/#/chat", 200), ("/nope#/health", 404)] {
+        let request = format!("GET {address} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        assert_eq!(statuses(&app, request.as_bytes()).await, [status], "{address}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_has_one_length_or_the_connection_ends_with_a_400() {
     let (upstream, app) = start().await;
     for (headers, body) in [

@@ -30,12 +30,12 @@ fn question() -> Value {
 /// The contract's example, as it stands there.
 fn example(id: &str) -> String {
     format!(
-        "retry: 1000\n\n\
-         id: 1\nevent: chunk\ndata: {{\"type\":\"START\",\"stream_id\":\"{id}\"}}\n\n\
-         id: 2\nevent: chunk\ndata: {{\"type\":\"CHUNK\",\"content\":\"안녕\"}}\n\n\
-         id: 3\nevent: chunk\ndata: {{\"type\":\"CHUNK\",\"content\":\"하세요!\"}}\n\n\
-         id: 4\nevent: chunk\ndata: {{\"type\":\"END\",\"full_content\":\"안녕하세요!\",\"finish_reason\":\"stop\",\
-         \"usage\":{{\"prompt_tokens\":10,\"completion_tokens\":15,\"total_tokens\":25}}}}\n\n"
+        "retry: 1000\n\
+         event: chunk\ndata: {{\"type\":\"START\",\"stream_id\":\"{id}\"}}\nid: 1\n\n\
+         event: chunk\ndata: {{\"type\":\"CHUNK\",\"content\":\"안녕\"}}\nid: 2\n\n\
+         event: chunk\ndata: {{\"type\":\"CHUNK\",\"content\":\"하세요!\"}}\nid: 3\n\n\
+         event: chunk\ndata: {{\"type\":\"END\",\"full_content\":\"안녕하세요!\",\"finish_reason\":\"stop\",\
+         \"usage\":{{\"prompt_tokens\":10,\"completion_tokens\":15,\"total_tokens\":25}}}}\nid: 4\n\n"
     )
 }
 
@@ -96,7 +96,7 @@ async fn a_stream_reads_exactly_as_the_contract_shows_it() {
 
     let header = |name: &str| reading.headers.get(name).map(|value| value.to_str().unwrap());
     assert_eq!(header("content-type"), Some("text/event-stream; charset=utf-8"));
-    assert_eq!(header("cache-control"), Some("no-cache"));
+    assert_eq!(header("cache-control"), Some("no-cache, no-transform"));
     assert_eq!(header("x-accel-buffering"), Some("no"));
     assert_eq!(header("content-length"), None);
     assert!(header("x-request-id").is_some());
@@ -208,11 +208,26 @@ async fn the_cursor_may_stand_in_the_query_and_the_header_wins() {
         (Some("4"), "?last_event_id=nonsense", 5),
         (Some("0"), "", 1),
         (None, "", 1),
+        // As replacements of a browser's EventSource write it, which cannot send headers either.
+        (None, "?lastEventId=3", 4),
+        (None, "?evs_last_event_id=3&evs_preamble", 4),
+        // A client that comes back writes its own behind what the page's address has.
+        (None, "?last_event_id=1&lastEventId=3", 4),
+        (None, "?lastEventId=3&last_event_id=1", 4),
+        (None, "?lastEventId=3&lastEventId=1", 4),
+        (None, "?last_event_id=3&lastEventId=", 4),
+        (Some("1"), "?lastEventId=3", 2),
+        (None, "?last_event_id=%33", 4),
+        (None, "?last%45ventId=%33", 4),
+        (None, "?last_event_id=%zz", 1),
+        (None, "?LASTEVENTID=3", 1),
     ] {
         let mut reading = app.events_with(&id, header, query).await.expect("something is left");
         assert_eq!(reading.rest().await[0].id, first, "{header:?} {query}");
     }
     assert!(app.events_with(&id, None, "?last_event_id=5").await.is_none(), "the end counts in the query too");
+    assert!(app.events_with(&id, None, "?lastEventId=5").await.is_none());
+    assert!(app.events_with(&id, None, "?evs_last_event_id=%35").await.is_none());
     assert!(app.events_with(&id, Some("5"), "?last_event_id=1").await.is_none());
 }
 
@@ -275,14 +290,85 @@ async fn at_the_end_of_an_ended_stream_there_is_nothing_to_read() {
 }
 
 #[tokio::test]
-async fn past_the_end_of_an_ended_stream_there_is_nothing_to_read_either() {
+async fn past_the_end_of_an_ended_stream_a_cursor_makes_no_sense_either() {
+    let (upstream, app) = start().await;
+    upstream.then(Script::answer(&["a"])).then_status(500, "", "{}");
+    for last in [3, 2] {
+        let id = app.begin(&question()).await;
+        let all = app.events(&id).await.rest().await;
+        for cursor in [last + 1, 4000, u64::MAX] {
+            let mut reading = app.events_behind(&id, cursor).await.expect("everything");
+            assert_eq!(reading.rest().await, all, "{cursor}");
+        }
+        assert!(app.events_behind(&id, last).await.is_none(), "at the end");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_at_any_byte_has_shown_no_id_before_all_of_its_event() {
+    let (upstream, app) = start().await;
+    upstream.then(Script::answer(&["안녕", "하세요!", "id: 9\n\nid: 9\n"]));
+    let id = app.begin(&question()).await;
+    let mut reading = app.events(&id).await;
+    let events = reading.rest().await;
+    let whole = reading.text().as_bytes().to_vec();
+    for cut in 0..=whole.len() {
+        // A reader that takes an id as soon as its line is there, and data as soon as theirs is.
+        let (mut id, mut data) = (0, 0);
+        for line in whole[..cut].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
+            let line = std::str::from_utf8(line).unwrap().trim_end_matches('\n');
+            if let Some(told) = line.strip_prefix("id: ") {
+                id = told.parse().unwrap();
+            } else if let Some(told) = line.strip_prefix("data: ") {
+                assert_eq!(serde_json::from_str::<Value>(told).unwrap(), events[data].data);
+                data += 1;
+            }
+        }
+        assert!(id == data || id + 1 == data, "cut at {cut}: id {id} with {data} events");
+    }
+}
+
+#[tokio::test]
+async fn no_empty_line_stands_where_there_was_no_data() {
+    let (upstream, app) = start().await;
+    upstream.then(Script::answer(&["a", "\n\n", "b"]));
+    let mut readings = vec![app.chat_as_stream(&question()).await];
+    let id = readings[0].take(1).await[0].data["stream_id"].as_str().unwrap().to_owned();
+    for cursor in 0..5 {
+        readings.push(app.events_behind(&id, cursor).await.expect("something is left"));
+    }
+    for mut reading in readings {
+        reading.rest().await;
+        let mut has_data = false;
+        for line in reading.text().lines() {
+            assert!(!line.is_empty() || has_data, "{}", reading.text());
+            has_data = !line.is_empty() && (has_data || line.starts_with("data: "));
+        }
+    }
+}
+
+#[tokio::test]
+async fn whoever_does_not_want_events_gets_none() {
     let (upstream, app) = start().await;
     upstream.then(Script::answer(&["a"]));
     let id = app.begin(&question()).await;
     app.events(&id).await.rest().await;
-    for cursor in [4, 4000, u64::MAX] {
-        assert!(app.events_behind(&id, cursor).await.is_none(), "{cursor}");
+    let path = format!("/chat/stream/{id}");
+    for (accept, expected) in [
+        ("text/event-stream;q=0, application/json", "application/json"),
+        ("application/json, text/event-stream; q=0.000", "application/json"),
+        ("text/event-stream;q=0, */*", "application/json"),
+        ("text/event-stream;q=0.001, application/json", "text/event-stream; charset=utf-8"),
+        ("application/json;q=0", "text/event-stream; charset=utf-8"),
+        ("text/event-stream;charset=utf-8;Q=1", "text/event-stream; charset=utf-8"),
+        ("*/*", "text/event-stream; charset=utf-8"),
+    ] {
+        let answer = app.request(Method::GET, &path, &[("accept", accept)], Vec::new()).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, Some(expected)), "{accept}");
     }
+    let headers = [("content-type", "application/json"), ("accept", "text/event-stream;q=0, application/json")];
+    let answer = app.request(Method::POST, "/chat", &headers, question().to_string().into_bytes()).await;
+    assert_eq!(answer.header("content-type"), Some("application/json"), "{}", answer.text());
 }
 
 #[tokio::test]
@@ -311,7 +397,11 @@ async fn the_state_so_far_is_told_as_json() {
     let path = format!("/chat/stream/{id}");
     let both = [("accept", "application/json, text/event-stream"), ("last-event-id", "3")];
     let events = app.request(Method::GET, &path, &both, Vec::new()).await;
-    assert!(events.text().starts_with("retry: 1000\n\nid: 4\n"), "who takes events gets events: {}", events.text());
+    assert!(
+        events.text().starts_with("retry: 1000\nevent: chunk\n"),
+        "who takes events gets events: {}",
+        events.text()
+    );
 }
 
 #[tokio::test]
@@ -319,7 +409,7 @@ async fn chat_gives_the_same_stream_in_one_request() {
     let (upstream, app) = start().await;
     upstream.then(Script::chunked().role().piece("안녕").hold().piece("하세요!").finish("stop").usage().done().end());
     let mut reading = app.chat_as_stream(&question()).await;
-    for (name, value) in [("cache-control", "no-cache"), ("x-accel-buffering", "no")] {
+    for (name, value) in [("cache-control", "no-cache, no-transform"), ("x-accel-buffering", "no")] {
         assert_eq!(reading.headers[name], value);
     }
     let events = reading.take(2).await;
@@ -358,7 +448,7 @@ async fn a_reader_who_leaves_and_returns_gets_what_it_missed() {
     let (upstream, app) = start().await;
     upstream.then(Script::chunked().piece("a").hold().piece("b").hold().finish("stop").done().end());
     let id = app.begin(&question()).await;
-    Leaver::reading(&app, &id, "id: 2").await.leave().await;
+    Leaver::reading(&app, &id, "id: 2\n\n").await.leave().await;
     upstream.release();
     let state = state_when(&app, &id, |state| state["last_event_id"] == 3).await;
     assert_eq!((&state["status"], &state["content"]), (&json!("running"), &json!("ab")), "it went on alone");
@@ -373,8 +463,8 @@ async fn with_on_disconnect_cancel_the_last_reader_takes_the_stream_along() {
     let (upstream, app) = start().await;
     upstream.then(Script::chunked().piece("안녕").play(Play::Silence));
     let id = app.begin(&json!({"message": "x", "on_disconnect": "cancel"})).await;
-    let first = Leaver::reading(&app, &id, "id: 2").await;
-    let second = Leaver::reading(&app, &id, "id: 2").await;
+    let first = Leaver::reading(&app, &id, "id: 2\n\n").await;
+    let second = Leaver::reading(&app, &id, "id: 2\n\n").await;
     first.leave().await;
     assert_eq!(app.state(&id).await["status"], "running", "one is left");
     second.leave().await;
@@ -584,7 +674,7 @@ async fn a_stream_that_was_read_once_is_not_given_up() {
     upstream.then(script.clone()).then(script);
     let read_once = async {
         let id = app.begin(&question()).await;
-        Leaver::reading(&app, &id, "id: 1").await.leave().await;
+        Leaver::reading(&app, &id, "id: 1\n\n").await.leave().await;
         upstream.arrived(2).await;
         let state = state_when(&app, &id, |state| state["status"] != "running").await;
         assert_eq!((&state["status"], &state["content"]), (&json!("finished"), &json!("ab")));

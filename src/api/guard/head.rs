@@ -3,7 +3,11 @@
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header};
 
 use super::standing::{POLLS, RECONNECTS};
-use crate::{api::stream::wants_state, ids::StreamId, limits::Quota};
+use crate::{
+    api::{health, stream::wants_state},
+    ids::StreamId,
+    limits::Quota,
+};
 
 /// What a route asks of its callers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub(crate) enum Policy {
 /// The policy of the route with this path, as axum writes it.
 pub(crate) fn policy(path: &str) -> Policy {
     match path {
-        "/" | "/health" => Policy::Public,
+        "/" | "/health" | health::ALIAS => Policy::Public,
         path if crate::api::docs::PATHS.contains(&path) => Policy::Public,
         "/chat/stream/{stream_id}" => Policy::Stream,
         "/chat/ws" => Policy::Socket,
@@ -107,7 +111,7 @@ mod tests {
 
     #[test]
     fn only_what_says_nothing_of_anybody_is_public() {
-        for path in ["/", "/health", "/docs", "/openapi.json", "/redoc"] {
+        for path in ["/", "/health", "/health/", "/docs", "/openapi.json", "/redoc"] {
             assert_eq!(policy(path), Policy::Public, "{path}");
         }
         for path in ["/chat", "/models", "/conversations", "/usage", "/whatever/comes/next"] {

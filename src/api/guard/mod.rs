@@ -133,6 +133,7 @@ impl GuardLayer {
     /// Everything but the room and the limits, in the order of the table. `None`: everybody may.
     fn admit(&self, head: &Head<'_>, peer: IpAddr) -> Result<Option<Identity>, ApiError> {
         let rules = &*self.rules;
+        rules.watch_for_proxies(|| head.forwarded().next().is_some());
         let address = rules.addresses.caller(peer, head.forwarded());
         if rules.addresses.judge(address) == Verdict::Blocked {
             return Err(ApiError::AddressBlocked { retry_after: None });

@@ -1,6 +1,9 @@
 //! What the guard decides by.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use crate::{
     access::{AddressRules, Authenticator, Failures, Tickets},
@@ -23,6 +26,9 @@ pub(crate) struct Rules {
     pub(super) max_in_flight: usize,
     /// Whether there is anything to decide besides room: with nothing configured the service is open, as the original.
     pub(super) is_active: bool,
+    /// Whether the first request that comes through a proxy nobody knows of is still to be told of. Of a service that tells
+    /// its callers apart, for which all behind that proxy are one address.
+    watches_for_proxies: AtomicBool,
 }
 
 impl Rules {
@@ -34,6 +40,7 @@ impl Rules {
     ) -> Self {
         let authenticator = Authenticator::new(access);
         let has_addresses = !access.blocked.is_empty() || !access.allowed.is_empty();
+        let watches_for_proxies = AtomicBool::new(access.trusted_proxies.is_empty() && !authenticator.is_open());
         let is_active = has_addresses || !authenticator.is_open() || limits.needs_callers();
         Self {
             authenticator,
@@ -45,6 +52,20 @@ impl Rules {
             tokens: tokens_quota(limits),
             max_in_flight: limits.in_flight,
             is_active,
+            watches_for_proxies,
+        }
+    }
+
+    /// Tells, once, of a proxy that is not believed.
+    pub(super) fn watch_for_proxies(&self, is_forwarded: impl FnOnce() -> bool) {
+        if self.watches_for_proxies.load(Ordering::Relaxed)
+            && is_forwarded()
+            && self.watches_for_proxies.swap(false, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                "a request came with X-Forwarded-For, which is not believed: set TRUSTED_PROXIES to the proxy's address, or \
+                 all callers behind it share one",
+            );
         }
     }
 

@@ -56,6 +56,37 @@ async fn callers_behind_a_trusted_proxy_are_told_apart_and_one_network_of_ipv6_i
 }
 
 #[tokio::test]
+async fn an_empty_part_of_a_proxys_word_says_nothing() {
+    let (_upstream, app) = start(&[("BLOCKED_IPS", "203.0.113.7"), ("TRUSTED_PROXIES", "127.0.0.1")]).await;
+    for forwarded in [&["203.0.113.7,"][..], &["203.0.113.7, ,"], &["203.0.113.7", ""], &["203.0.113.7", " , "]] {
+        assert_eq!(status(&app, forwarded, "/").await, 403, "{forwarded:?}");
+    }
+    assert_eq!(status(&app, &["203.0.113.8,"], "/").await, 200);
+}
+
+#[test]
+fn a_proxy_that_nobody_named_is_told_of_once() {
+    let say = |variables: &[(&str, &str)], forwarded: bool| {
+        let service = crate::process::Running::start(&["--demo"], variables);
+        let header = if forwarded { "X-Forwarded-For: 203.0.113.7\r\n" } else { "" };
+        for path in ["/models", "/health", "/models"] {
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", service.port)).unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}Connection: close\r\n\r\n");
+            std::io::Write::write_all(&mut stream, request.as_bytes()).unwrap();
+            std::io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
+        }
+        service.signal("-TERM");
+        service.end().1.matches("TRUSTED_PROXIES").count()
+    };
+    let jwt = ("JWT_SECRET", "a secret of at least thirty-two bytes");
+    assert_eq!(say(&[("API_KEYS", KEYS)], true), 1);
+    assert_eq!(say(&[jwt], true), 1);
+    assert_eq!(say(&[("API_KEYS", KEYS)], false), 0);
+    assert_eq!(say(&[("API_KEYS", KEYS), ("TRUSTED_PROXIES", "10.0.0.1")], true), 0);
+    assert_eq!(say(&[], true), 0, "nobody is told apart");
+}
+
+#[tokio::test]
 async fn nobody_else_is_believed() {
     let (_upstream, app) = start(&[("RATE_LIMIT_REQUESTS_PER_MINUTE", "1"), ("RATE_LIMIT_BURST", "2")]).await;
     for (n, expected) in [200, 200, 429, 429].into_iter().enumerate() {

@@ -99,6 +99,22 @@ async fn public_keys_of_three_kinds_know_their_tokens_and_no_others() {
 }
 
 #[tokio::test]
+async fn how_long_a_token_is_good_is_its_issuers_decision() {
+    let secret = "a secret of at least thirty-two bytes";
+    let pairs = [("JWT_SECRET", secret), ("JWT_ISSUER", "https://login.example")];
+    let upstream = ScriptedUpstream::start().await;
+    let app = TestApp::start_from(&upstream.base_url, &pairs).await;
+    let exp = claims(|_| {})["exp"].as_i64().unwrap();
+    for (token, status) in [
+        (jwt(secret, |claims| claims["exp"] = json!(exp * 1000)), 200),
+        (jwt(secret, |claims| claims["iss"] = json!(["https://other.example", "https://login.example"])), 200),
+        (jwt(secret, |claims| claims["iss"] = json!(["https://other.example"])), 401),
+    ] {
+        assert_eq!(app.asked_by(&token).get("/models").await.status, status, "{token}");
+    }
+}
+
+#[tokio::test]
 async fn a_caller_is_whom_the_token_names_and_never_whom_a_key_names() {
     let secret = "canary-jwt-secret-of-32-bytes-and-more";
     let service = Service::start_with(&[("JWT_SECRET", secret)]).await;

@@ -8,6 +8,7 @@ mod model;
 mod outage;
 mod owners;
 mod pages;
+mod pooler;
 mod resource;
 mod streams;
 mod together;

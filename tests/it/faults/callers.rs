@@ -61,7 +61,7 @@ pub const ROWS: &[Row] = &[
     noted(
         "C8",
         "A reader's network is gone without a word",
-        &["a_silent_stream_gets_a_comment_every_15_seconds_from_the_first_second"],
+        &["a_stream_gets_a_comment_whenever_it_has_been_silent_for_15_seconds"],
         "The comment goes unacknowledged, and the system breaks the connection after 30 s (`TCP_USER_TIMEOUT`). Losing \
          packets needs a network of the test's own, which not every machine gives",
     ),
@@ -86,7 +86,7 @@ pub const ROWS: &[Row] = &[
         "A reader comes back at or past the end",
         &[
             "at_the_end_of_an_ended_stream_there_is_nothing_to_read",
-            "past_the_end_of_an_ended_stream_there_is_nothing_to_read_either",
+            "past_the_end_of_an_ended_stream_a_cursor_makes_no_sense_either",
         ],
     ),
     shown(

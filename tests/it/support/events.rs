@@ -9,8 +9,11 @@ use tokio::time::timeout;
 
 use super::{Answer, PATIENCE, Play, TestApp};
 
-/// What every stream begins with.
-pub const RETRY: &str = "retry: 1000\n\n";
+/// What every stream begins with: the first line of the first event.
+pub const RETRY: &str = "retry: 1000\n";
+
+/// What a silent stream says.
+const COMMENT: &str = ": keep-alive\n";
 
 /// A streamed answer of the upstream, step by step.
 #[derive(Clone, Debug)]
@@ -127,7 +130,7 @@ pub fn delta(delta: &Value, finish_reason: &Value) -> String {
 pub struct Event {
     pub id: u64,
     pub data: Value,
-    /// Every byte of it, the empty line included.
+    /// Every byte of it, the empty line included; not what a reader is told between events.
     pub text: String,
 }
 
@@ -181,24 +184,19 @@ impl Reading {
 
     /// The next event; `None` at the end of the body.
     pub async fn next(&mut self) -> Option<Event> {
-        loop {
-            let is_first_block = self.understood == 0;
-            let block = self.block().await?;
-            assert!(!self.is_over, "behind the last event: {block:?}");
-            assert!(!is_first_block || block == RETRY, "the first words: {block:?}");
-            if block.starts_with(": ") || block.starts_with("retry: ") {
-                continue;
-            }
-            let event = parse(&block);
-            // A replay begins with START; nothing else may stand where the cursor does not point.
-            let is_next = Some(event.id) == self.last.checked_add(1) || (!self.has_begun && event.id == 1);
-            assert!(is_next, "{block:?} behind {}", self.last);
-            assert_eq!(event.id == 1, event.kind() == "START", "{block:?}");
-            self.has_begun = true;
-            self.last = event.id;
-            self.is_over = event.is_last();
-            return Some(event);
-        }
+        let is_first_block = self.understood == 0;
+        let block = self.block().await?;
+        assert!(!self.is_over, "behind the last event: {block:?}");
+        let event = if is_first_block { block.strip_prefix(RETRY).expect("the first line") } else { &block };
+        let event = parse(event.trim_start_matches(COMMENT));
+        // A replay begins with START; nothing else may stand where the cursor does not point.
+        let is_next = Some(event.id) == self.last.checked_add(1) || (!self.has_begun && event.id == 1);
+        assert!(is_next, "{block:?} behind {}", self.last);
+        assert_eq!(event.id == 1, event.kind() == "START", "{block:?}");
+        self.has_begun = true;
+        self.last = event.id;
+        self.is_over = event.is_last();
+        Some(event)
     }
 
     /// The next `count` events.
@@ -238,7 +236,8 @@ impl Reading {
             self.searched = self.received.len().saturating_sub(1).max(self.understood);
             let chunk = timeout(PATIENCE, self.response.chunk()).await.expect("something to read");
             let Some(chunk) = chunk.expect("a body that does not break") else {
-                assert_eq!(self.understood, self.received.len(), "half an event at the end");
+                let rest = String::from_utf8(self.received[self.understood..].to_vec()).expect("UTF-8");
+                assert!(rest.split_inclusive('\n').all(is_aside), "half an event at the end: {rest:?}");
                 return None;
             };
             self.received.extend_from_slice(&chunk);
@@ -246,11 +245,17 @@ impl Reading {
     }
 }
 
-/// The one form that an event has.
+/// Whether a line is none of an event's: a comment, or when to come back.
+fn is_aside(line: &str) -> bool {
+    let wait = line.strip_prefix("retry: ").and_then(|wait| wait.strip_suffix('\n'));
+    line == COMMENT || wait.is_some_and(|wait| wait.parse::<u32>().is_ok())
+}
+
+/// The one form that an event has: the id last, behind whole data, and the only empty line behind that.
 fn parse(block: &str) -> Event {
     let parts = || {
-        let (id, rest) = block.strip_prefix("id: ")?.split_once('\n')?;
-        let data = rest.strip_prefix("event: chunk\ndata: ")?.strip_suffix("\n\n")?;
+        let (data, id) = block.strip_prefix("event: chunk\ndata: ")?.split_once('\n')?;
+        let id = id.strip_prefix("id: ")?.strip_suffix("\n\n")?;
         Some((id.parse().ok()?, serde_json::from_str(data).ok()?))
     };
     let (id, data) = parts().unwrap_or_else(|| panic!("not an event of the contract: {block:?}"));
@@ -284,8 +289,11 @@ impl TestApp {
         if let Some(header) = header {
             request = request.header("last-event-id", header);
         }
-        let in_query = query.split(['?', '&']).find_map(|pair| pair.strip_prefix("last_event_id="));
-        let asked_for = header.or(in_query).and_then(|cursor| cursor.parse().ok());
+        let pairs = url::form_urlencoded::parse(query.trim_start_matches('?').as_bytes());
+        let named = |wanted: &&str| pairs.clone().find(|(name, value)| name == *wanted && !value.is_empty());
+        let in_query = ["lastEventId", "evs_last_event_id", "last_event_id"].iter().find_map(named);
+        let in_query = in_query.map(|(_, value)| value.into_owned());
+        let asked_for = header.map(str::to_owned).or(in_query).and_then(|cursor| cursor.parse().ok());
         self.open(request, asked_for.unwrap_or(0)).await
     }
 

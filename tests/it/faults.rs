@@ -132,7 +132,7 @@ fn page(tests: &BTreeMap<String, BTreeSet<String>>) -> String {
 #[test]
 fn every_fault_has_its_row() {
     let expected = (1..=23).map(|n| format!("C{n}"));
-    let expected = expected.chain((1..=33).map(|n| format!("U{n}"))).chain((1..=25).map(|n| format!("P{n}")));
+    let expected = expected.chain((1..=37).map(|n| format!("U{n}"))).chain((1..=25).map(|n| format!("P{n}")));
     let expected = expected.chain((1..=94).map(|n| n.to_string()));
     let expected: Vec<_> = expected.chain((1..=23).map(|n| format!("E{n}"))).collect();
     let ids: Vec<_> = rows().map(|row| row.id.to_owned()).collect();

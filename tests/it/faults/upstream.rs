@@ -205,10 +205,20 @@ pub const ROWS: &[Row] = &[
     ),
     noted(
         "U28",
-        "It closes an HTTP/2 connection, or refuses one of its streams",
-        &[],
-        "hyper and reqwest tell what was processed from what was not; what they give up is U8 or U29. HTTP/2 is spoken only \
-         over TLS, and the tests' upstream has none",
+        "It closes an HTTP/2 connection, refuses streams, or asks for less",
+        &[
+            "a_graceful_goaway_costs_no_request",
+            "an_abrupt_goaway_costs_no_request",
+            "a_request_that_crosses_a_goaway_is_asked_again",
+            "a_refused_stream_is_asked_again",
+            "a_stream_that_is_reset_to_slow_down_is_asked_again_as_what_may_pass",
+            "an_edge_that_refuses_every_stream_is_an_error_in_time",
+            "a_maximum_age_of_connections_costs_no_request",
+            "what_may_have_been_processed_is_not_asked_again_unless_retries_say_so",
+        ],
+        "Only what the upstream says that it has not processed goes out again by itself. An edge that sends more than 100 \
+         empty DATA frames on one connection ends it: h2 has that limit and no setting for it, so that a connection with 32 \
+         of them takes no more requests",
     ),
     shown(
         "U29",
@@ -245,4 +255,40 @@ pub const ROWS: &[Row] = &[
         &["what_is_merely_odd_is_read_over", "answers_are_decoded_leniently"],
         "One choice is asked for and its text passed on; nothing else is",
     ),
+    shown(
+        "U34",
+        "It takes fewer streams on a connection than there are questions",
+        &[
+            "three_hundred_streams_at_a_hundred_a_connection_all_have_their_first_word",
+            "six_hundred_streams_at_a_hundred_a_connection_all_have_their_first_word",
+            "streams_beyond_a_connection_begin_within_two_seconds_of_asking",
+            "an_edge_that_allows_few_streams_a_connection_gets_more_connections",
+            "requests_beyond_the_connections_there_can_be_wait_for_a_free_one",
+        ],
+    ),
+    shown(
+        "U35",
+        "The path to it dies without a word",
+        &[
+            "the_second_question_after_an_idle_path_died_is_answered",
+            "the_second_question_after_a_path_with_running_answers_died_is_answered",
+            "the_second_question_is_answered_also_where_many_idle_connections_died",
+            "the_second_stream_after_a_path_died_begins",
+            "answers_whose_path_died_end_long_before_their_time_limit",
+            "a_time_out_closes_the_connection_it_happened_on",
+            "a_time_out_costs_the_answers_beside_it_nothing",
+        ],
+    ),
+    shown(
+        "U36",
+        "Answers on a shared connection that are stopped, or whose last frame comes late",
+        &[
+            "an_answer_that_was_complete_is_never_reset",
+            "thousands_of_whole_answers_break_nothing",
+            "of_streams_beside_fifteen_hundred_that_are_stopped_none_is_lost",
+            "a_stop_frees_the_upstream_and_keeps_the_connection",
+            "a_stream_that_goes_on_behind_done_is_let_go_and_costs_nobody_else",
+        ],
+    ),
+    shown("U37", "Its name leads elsewhere", &["where_the_name_leads_is_asked_again_for_new_connections"]),
 ];

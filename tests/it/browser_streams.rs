@@ -120,12 +120,12 @@ impl Journey {
         self.reload().await;
         self.browser.wait_for("source.readyState === EventSource.OPEN").await;
         // All of an event but its end, the empty line.
-        self.pass_no_more_than(b"id: 99\\ndata: {}\\n\\n\"}\n").await;
+        self.pass_no_more_than(b"id: 99\\ndata: {}\\n\\n\"}\nid: 6\n").await;
         self.cut(Cut::Rst);
         self.page_has(6).await;
 
         // Cut between two events that came together. By now the header tells more than the address.
-        self.pass_no_more_than("{\"type\":\"CHUNK\",\"content\":\"여섯째, \"}\n\n".as_bytes()).await;
+        self.pass_no_more_than("{\"type\":\"CHUNK\",\"content\":\"여섯째, \"}\nid: 7\n\n".as_bytes()).await;
         // A browser may drop what it has not read yet when the connection breaks.
         self.page_has(7).await;
         self.cut(Cut::Fin);

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{BEFORE, BEHIND, ask, begun, broken, first_words, gated, lost, upstream};
 use crate::support::{
     Play, ScriptedUpstream, TestApp,
+    dice::number,
     events::Script,
     eventually,
     upstream::{answer, response},
@@ -144,8 +145,11 @@ async fn of_streams_beside_fifteen_hundred_that_are_stopped_none_is_lost() {
     // Nobody reads those that run until they are over, for however long a debug build takes to stop the others.
     let app = upstream.app_with(|config| config.streams.orphan = Duration::ZERO).await;
     let running = begun(&app, 200).await;
-    let stops = stream::iter(0..1500).for_each_concurrent(64, async |_| begin_and_stop(&app).await);
-    tokio::time::timeout(Duration::from_secs(120), stops).await.expect("all are stopped");
+    // STOPPED_STREAMS says how many.
+    let count = number("STOPPED_STREAMS").unwrap_or(1500);
+    let stops = stream::iter(0..count).for_each_concurrent(64, async |_| begin_and_stop(&app).await);
+    let patience = Duration::from_secs(60) + Duration::from_millis(50 * count);
+    tokio::time::timeout(patience, stops).await.expect("all are stopped");
     gate.cancel();
     assert_eq!(lost(&app, &running).await, 0);
     eventually(async || upstream.edge().streams() == 0).await;

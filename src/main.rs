@@ -23,7 +23,7 @@ use ai_service::{
     telemetry,
 };
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket, lookup_host},
     signal::unix::{SignalKind, signal},
 };
 use tokio_util::sync::CancellationToken;
@@ -161,9 +161,22 @@ async fn simulate() -> Result<Simulator, String> {
     Simulator::start(Pace::Natural).await.map_err(|error| format!("the simulated OpenAI cannot start: {error}"))
 }
 
+/// How many connections the system keeps until they are accepted; its own limit is usually the same. Past it a caller's
+/// next attempt comes a second later, so that of a crowd that comes at once some would wait for that long.
+const BACKLOG: u32 = 4096;
+
 async fn bind(listen: &Listen) -> Result<TcpListener, String> {
-    let address = (listen.host.as_str(), listen.port);
-    TcpListener::bind(address).await.map_err(|error| {
+    let listening = async {
+        let mut addresses = lookup_host((listen.host.as_str(), listen.port)).await?;
+        let address = addresses.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // As tokio does for a listener that it binds itself.
+        #[cfg(not(windows))]
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listening.await.map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => "; set PORT to another one, or stop the program that has it",
             io::ErrorKind::PermissionDenied => "; set PORT to one from 1024 on",

@@ -13,7 +13,7 @@ pub const ROWS: &[Row] = &[
         "E3",
         "A proxy gathers words, to compress them or for its own reasons",
         &["a_stream_reads_exactly_as_the_contract_shows_it"],
-        "`make clients` reads through nginx, HAProxy, Apache, Vite, webpack, express and Next.js",
+        "`make clients` reads through nginx, HAProxy, Apache, Vite, webpack and express",
     ),
     shown("E4", "A reader cannot send headers", &["the_cursor_may_stand_in_the_query_and_the_header_wins"]),
     shown(

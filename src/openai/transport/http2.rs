@@ -342,10 +342,20 @@ impl Heartbeat {
     }
 }
 
-/// Drives a connection to its end.
-async fn drive(mut connection: Connection<Io, Bytes>, shared: Arc<Shared>, limits: ConnectionLimits, pool: Weak<Pool>) {
+/// Drives a connection to its end, and tells the pool.
+async fn drive(connection: Connection<Io, Bytes>, shared: Arc<Shared>, limits: ConnectionLimits, pool: Weak<Pool>) {
+    // It is closed when this returns, so that another can be made in its place.
+    drive_to_end(connection, &shared, limits).await;
+    shared.retire();
+    shared.settled.notify_one();
+    if let Some(pool) = pool.upgrade() {
+        pool.forget(&shared);
+    }
+}
+
+async fn drive_to_end(mut connection: Connection<Io, Bytes>, shared: &Arc<Shared>, limits: ConnectionLimits) {
     let ping = connection.ping_pong();
-    let mut heartbeat = Heartbeat { shared: Arc::clone(&shared), limits, ping, asked: None };
+    let mut heartbeat = Heartbeat { shared: Arc::clone(shared), limits, ping, asked: None };
     let mut connection = pin!(connection);
     let mut alarm: std::pin::Pin<&mut Sleep> = pin!(sleep(limits.silence));
     loop {
@@ -378,10 +388,5 @@ async fn drive(mut connection: Connection<Io, Bytes>, shared: Arc<Shared>, limit
         if alarm.is_elapsed() || due < alarm.deadline() {
             alarm.as_mut().reset(due);
         }
-    }
-    shared.retire();
-    shared.settled.notify_one();
-    if let Some(pool) = pool.upgrade() {
-        pool.forget(&shared);
     }
 }

@@ -8,8 +8,8 @@
 //! whoever waits, even when the one who asked has left; when it cannot be made, those are told who waited for it.
 //!
 //! A connection takes no more requests when it is old, when the upstream says that it is going away, and when there is
-//! doubt that it is alive: when a request was given up for which nothing had come for a second. Then the idle ones that
-//! have been silent for as long are closed with it, for the path is the same.
+//! doubt that it is alive: when a request was given up for which nothing had come for half a second. Then the idle ones
+//! that have been silent for as long are closed with it, for the path is the same.
 
 use std::{
     collections::VecDeque,

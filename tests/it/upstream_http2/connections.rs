@@ -222,3 +222,16 @@ async fn requests_beyond_the_connections_there_can_be_wait_for_a_free_one() {
         assert_eq!(broken(running).await, 0);
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_breaks_makes_room_for_another_where_there_can_be_no_more() {
+    let upstream = upstream().await;
+    upstream.edge().streams_a_connection(1);
+    let _gate = gated(&upstream);
+    let app = upstream.app_with(|config| config.upstream.connections.most = 1).await;
+    let _running = first_words(&app, 1).await;
+    let waits = app.begin(&json!({"message": "x"})).await;
+    upstream.edge().cut();
+    let events = app.events(&waits).await.take(2).await;
+    assert_eq!(events[1].data["content"], super::BEFORE, "{events:?}");
+}

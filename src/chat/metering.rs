@@ -89,7 +89,10 @@ impl Metering {
         let vocabulary = Vocabulary::of(model);
         let (mut prompt, mut reserved) = (Prompt::Uncounted(Arc::clone(messages)), 0);
         if let Some(quota) = self.0.tokens {
-            self.refuse_hopeless(caller, quota, messages, max_tokens).await?;
+            let bytes = messages.iter().map(|message| message.content.len()).sum();
+            if !self.0.counter.is_quick(vocabulary, bytes) {
+                self.refuse_hopeless(caller, quota, messages, max_tokens).await?;
+            }
             let prompt_tokens = self.count(vocabulary, messages).await;
             let asked = prompt_tokens + u64::from(max_tokens);
             // A limiter that is away lets everybody through: it protects the purse, not the data.
